@@ -1,0 +1,57 @@
+# Two commands do all the set-up: `make run` and `make test`. Everything that is not an answer goes to stderr.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: run test lint types unit slow wheel bench clean
+
+run: .venv/run.stamp
+	@$(BIN)/rpla models pull >&2
+	@$(BIN)/rpla chat $(CHARACTER)
+
+test: lint types unit wheel
+
+lint: .venv/test.stamp .tree
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	cd .tree && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+types: .venv/test.stamp .tree
+	$(BIN)/mypy
+
+unit: .venv/test.stamp
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: .venv/test.stamp
+	$(BIN)/python -m pytest -m slow
+
+wheel: .venv/test.stamp
+	$(BIN)/python tests/check_wheel.py
+
+bench: .venv/run.stamp
+	$(BIN)/rpla models pull
+	$(BIN)/rpla bench chat
+
+clean:
+	rm -rf .venv .tree build dist *.egg-info
+
+# A tree of links in which the mapped folders stand where they are imported from: for mypy and import-linter.
+.tree: pyproject.toml
+	rm -rf .tree && mkdir -p .tree/rpla
+	for entry in rpla/*; do case $$entry in *__pycache__) ;; *) ln -s ../../$$entry .tree/rpla/;; esac; done
+	for folder in graphs memory training evals; do ln -s ../../$$folder .tree/rpla/; done
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rpla needs Python 3.11 or newer: make run PYTHON=python3.11" >&2; exit 1; }
+	@echo "Making a virtual environment in .venv …" >&2
+	@$(PYTHON) -m venv .venv >&2
+
+.venv/run.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing rpla …" >&2
+	@$(PIP) install --quiet --constraint constraints.txt --editable . >&2
+	@touch $@
+
+.venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install --quiet --constraint constraints.txt torch==2.13.0
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	@touch $@ .venv/run.stamp
