@@ -1,0 +1,474 @@
+"""The chat log: an append-only tree of turns in SQLite, and the truth of what was said.
+
+Every change of a conversation (regenerate, edit, branch, rewind) adds turns or moves the chat's head; no operation
+takes a turn away. A turn counts once its commit is on the disk (WAL, ``synchronous=FULL``).
+"""
+
+import json
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rpla.core.errors import RplaError
+from rpla.core.ids import new_id
+
+Role = Literal["user", "character"]
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x52504C41  # "RPLA"
+_ROLES: tuple[Role, ...] = ("user", "character")
+_SCHEMA = """
+CREATE TABLE chats (
+    num INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    user BLOB NOT NULL,
+    character BLOB NOT NULL,
+    title TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    deleted INTEGER,
+    head INTEGER REFERENCES turns(num)
+);
+CREATE INDEX chats_of ON chats(user, character, updated);
+CREATE TABLE turns (
+    num INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    chat INTEGER NOT NULL REFERENCES chats(num),
+    parent INTEGER REFERENCES turns(num),
+    role INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    meta TEXT
+);
+CREATE INDEX turns_under ON turns(chat, parent);
+CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='unicode61 remove_diacritics 2');
+CREATE TABLE indexed (up_to INTEGER NOT NULL);
+INSERT INTO indexed VALUES (0);
+"""
+_TURN = (
+    "SELECT t.num, lower(hex(t.id)), lower(hex(c.id)), lower(hex(p.id)), t.role, t.created, t.text, t.meta "
+    "FROM turns t JOIN chats c ON c.num = t.chat LEFT JOIN turns p ON p.num = t.parent "
+)
+_CHAT = (
+    "SELECT lower(hex(c.id)), lower(hex(c.user)), lower(hex(c.character)), "
+    "coalesce(nullif(c.title, ''), "
+    "(SELECT substr(text, 1, 60) FROM turns WHERE chat = c.num AND role = 0 LIMIT 1), ''), "
+    "c.created, c.updated, c.deleted, lower(hex(h.id)), (SELECT count(*) FROM turns WHERE chat = c.num) "
+    "FROM chats c LEFT JOIN turns h ON h.num = c.head "
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One message of a chat."""
+
+    id: str
+    chat: str
+    parent: str | None
+    """The turn it follows; None for a chat's first."""
+    role: Role
+    text: str
+    created: float
+    """Seconds since the epoch."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of how it came about: finish, flags, sections of the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatInfo:
+    """A chat without its turns."""
+
+    id: str
+    user: str
+    character: str
+    title: str
+    """As given, else how the user's first message begins."""
+    created: float
+    updated: float
+    deleted: bool
+    head: str | None
+    """The newest turn of the branch that is open."""
+    turns: int
+    """All turns, on every branch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A turn that a search found."""
+
+    turn: Turn
+    chat: ChatInfo
+
+
+class ChatLog:
+    """All chats of one home. Safe to use from several threads and processes at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._reported():
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._prepare()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def create_chat(self, *, user: str, character: str, title: str = "") -> ChatInfo:
+        """A new, empty chat."""
+        chat, now = new_id(), _now()
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO chats (id, user, character, title, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
+                (_blob(chat), _blob(user), _blob(character), title, now, now),
+            )
+        return self.chat(chat)
+
+    def append(
+        self, chat: str, parent: str | None, role: Role, text: str, *, meta: Mapping[str, Any] | None = None
+    ) -> Turn:
+        """Add a turn under `parent` and make it the chat's head. Durable once this returns.
+
+        Raises RplaError where chat or parent is unknown, the text cannot be stored, or the disk is full.
+        """
+        turn, now = new_id(), _now()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RplaError(
+                "The text holds half a character (a lone surrogate).", "Send it as valid Unicode."
+            ) from error
+        with self._writing() as db:
+            chat_num = self._num("chats", chat)
+            parent_num = None
+            if parent is not None:
+                row = db.execute(
+                    "SELECT num FROM turns WHERE id = ? AND chat = ?", (_blob(parent), chat_num)
+                ).fetchone()
+                if row is None:
+                    raise RplaError(f"Turn {parent} is not in chat {chat}.")
+                parent_num = row[0]
+            cursor = db.execute(
+                "INSERT INTO turns (id, chat, parent, role, created, text, meta) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (_blob(turn), chat_num, parent_num, _ROLES.index(role), now, text, _packed(meta)),
+            )
+            db.execute("UPDATE chats SET head = ?, updated = ? WHERE num = ?", (cursor.lastrowid, now, chat_num))
+        return Turn(id=turn, chat=chat, parent=parent, role=role, text=text, created=now / 1000, meta=dict(meta or {}))
+
+    def add_chat(
+        self, *, user: str, character: str, title: str = "", turns: Sequence[Turn], head: str | None
+    ) -> ChatInfo:
+        """A new chat with turns that were kept elsewhere, parents before children: all of it, durable, or nothing.
+
+        The turns name one another by ids of any kind, which are replaced by new ones, and their `chat` is not looked
+        at; `head` is one of those ids. Raises RplaError where one names a turn that is not before it, or a text cannot
+        be stored.
+        """
+        chat, now, nums = new_id(), _now(), dict[str, int]()
+        with self._writing() as db:
+            chat_num = db.execute(
+                "INSERT INTO chats (id, user, character, title, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
+                (_blob(chat), _blob(user), _blob(character), title, _milliseconds(turns[0]) if turns else now, now),
+            ).lastrowid
+            try:
+                for turn in turns:
+                    parent = None if turn.parent is None else nums[turn.parent]
+                    values = (_blob(new_id()), chat_num, parent, _ROLES.index(turn.role), _milliseconds(turn))
+                    num = db.execute(
+                        "INSERT INTO turns (id, chat, parent, role, created, text, meta) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (*values, turn.text, _packed(turn.meta)),
+                    ).lastrowid
+                    assert num is not None
+                    nums[turn.id] = num
+                head_num = None if head is None else nums[head]
+            except KeyError as error:
+                raise RplaError(f"Turn {error.args[0]} is named before it comes.") from error
+            except UnicodeEncodeError as error:
+                raise RplaError(f"Turn {turn.id} holds half a character (a lone surrogate).") from error
+            db.execute("UPDATE chats SET head = ? WHERE num = ?", (head_num, chat_num))
+        return self.chat(chat)
+
+    def set_head(self, chat: str, turn: str | None) -> None:
+        """Open the branch that ends in `turn`."""
+        with self._writing() as db:
+            head = None if turn is None else self._num("turns", turn)
+            db.execute("UPDATE chats SET head = ? WHERE num = ?", (head, self._num("chats", chat)))
+
+    def rename(self, chat: str, title: str) -> None:
+        """Give a chat another title."""
+        with self._writing() as db:
+            db.execute("UPDATE chats SET title = ? WHERE num = ?", (title, self._num("chats", chat)))
+
+    def delete(self, chat: str) -> None:
+        """Put a chat away; `undelete` brings it back."""
+        with self._writing() as db:
+            db.execute("UPDATE chats SET deleted = ? WHERE num = ?", (_now(), self._num("chats", chat)))
+
+    def undelete(self, chat: str) -> None:
+        """Bring a deleted chat back."""
+        with self._writing() as db:
+            db.execute("UPDATE chats SET deleted = NULL WHERE num = ?", (self._num("chats", chat),))
+
+    def chat(self, chat: str) -> ChatInfo:
+        """One chat. Raises RplaError where it is unknown."""
+        with self._reading() as db:
+            row = db.execute(_CHAT + "WHERE c.id = ?", (_blob(chat),)).fetchone()
+        if row is None:
+            raise RplaError(f"There is no chat {chat}.", "`rpla chats list` shows them.")
+        return _chat(row)
+
+    def head(self, chat: str) -> str | None:
+        """The newest turn of the branch that is open."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT lower(hex(t.id)) FROM chats c JOIN turns t ON t.num = c.head WHERE c.id = ?", (_blob(chat),)
+            ).fetchone()
+        return row[0] if row else None
+
+    def chats(self, *, user: str | None = None, character: str | None = None, deleted: bool = False) -> list[ChatInfo]:
+        """Chats, the most recently used first."""
+        conditions, values = ["c.deleted IS NOT NULL" if deleted else "c.deleted IS NULL"], []
+        for column, value in (("user", user), ("character", character)):
+            if value is not None:
+                conditions.append(f"c.{column} = ?")
+                values.append(_blob(value))
+        with self._reading() as db:
+            rows = db.execute(_CHAT + f"WHERE {' AND '.join(conditions)} ORDER BY c.updated DESC, c.num DESC", values)
+            return [_chat(row) for row in rows]
+
+    def turn(self, turn: str) -> Turn:
+        """One turn. Raises RplaError where it is unknown."""
+        with self._reading() as db:
+            row = db.execute(_TURN + "WHERE t.id = ?", (_blob(turn),)).fetchone()
+        if row is None:
+            raise RplaError(f"There is no turn {turn}.")
+        return _turn(row)
+
+    def branch(self, leaf: str | None) -> list[Turn]:
+        """The branch that ends in `leaf`, oldest turn first."""
+        if leaf is None:
+            return []
+        with self._reading() as db:
+            rows = db.execute(
+                "WITH RECURSIVE branch(num, depth) AS ("
+                "  SELECT num, 0 FROM turns WHERE id = ?"
+                "  UNION ALL SELECT t.parent, depth + 1 FROM turns t JOIN branch b ON t.num = b.num"
+                "  WHERE t.parent IS NOT NULL"
+                ") " + _TURN + "JOIN branch b ON b.num = t.num ORDER BY b.depth DESC",
+                (_blob(leaf),),
+            ).fetchall()
+        return [_turn(row) for row in rows]
+
+    def children(self, chat: str, turn: str | None) -> list[Turn]:
+        """The turns that follow `turn` (None: the chat's first), oldest first: alternatives of one another."""
+        with self._reading() as db:
+            parent = None if turn is None else self._num("turns", turn)
+            rows = db.execute(
+                _TURN + "WHERE t.chat = ? AND t.parent IS ? ORDER BY t.num", (self._num("chats", chat), parent)
+            )
+            return [_turn(row) for row in rows]
+
+    def turns(self, chat: str) -> list[Turn]:
+        """Every turn of a chat, on all its branches, in the order they were added."""
+        with self._reading() as db:
+            return [
+                _turn(row) for row in db.execute(_TURN + "WHERE t.chat = ? ORDER BY t.num", (self._num("chats", chat),))
+            ]
+
+    def leaves(self, chat: str) -> list[Turn]:
+        """The last turn of every branch, the newest first."""
+        with self._reading() as db:
+            rows = db.execute(
+                _TURN
+                + "WHERE t.chat = ? AND NOT EXISTS (SELECT 1 FROM turns n WHERE n.chat = t.chat AND n.parent = t.num) "
+                "ORDER BY t.num DESC",
+                (self._num("chats", chat),),
+            )
+            return [_turn(row) for row in rows]
+
+    def search(
+        self, query: str, *, user: str | None = None, character: str | None = None, limit: int = 20
+    ) -> list[Hit]:
+        """Turns that hold all the words of `query` (the last as a prefix), best first. Deleted chats are left out."""
+        words = _segmented(query).split()
+        if not words:
+            return []
+        match = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
+        conditions, values = ["c.deleted IS NULL"], []
+        for column, value in (("user", user), ("character", character)):
+            if value is not None:
+                conditions.append(f"c.{column} = ?")
+                values.append(_blob(value))
+        self._index()
+        with self._reading() as db:
+            rows = db.execute(
+                _TURN + f"JOIN words w ON w.rowid = t.num WHERE w.text MATCH ? AND {' AND '.join(conditions)} "
+                "ORDER BY w.rank LIMIT ?",
+                (match, *values, limit),
+            ).fetchall()
+        return [Hit(turn=turn, chat=self.chat(turn.chat)) for turn in map(_turn, rows)]
+
+    def verify(self) -> list[str]:
+        """What is wrong with the file; empty where it is sound."""
+        with self._reading() as db:
+            faults = [str(row[0]) for row in db.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
+            faults += [
+                f"row {row[1]} of {row[0]} points at a row that is not there"
+                for row in db.execute("PRAGMA foreign_key_check")
+            ]
+        return faults
+
+    def backup(self, target: Path) -> None:
+        """Write a consistent copy of the log, while it is in use."""
+        with self._reading() as db, sqlite3.connect(target) as copy:
+            db.backup(copy)
+        copy.close()
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead log into the file."""
+        with self._lock, self._reported():
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _prepare(self) -> None:
+        db = self._db
+        application, version = (
+            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != _APPLICATION_ID:
+            raise RplaError(f"{self.path} is not a chat log.", "Move it away, or point RPLA_HOME elsewhere.")
+        if version > SCHEMA_VERSION:
+            raise RplaError(
+                f"{self.path} was written by a newer rpla (schema {version}; this one reads {SCHEMA_VERSION}).",
+                "Upgrade rpla.",
+            )
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA foreign_keys=ON")
+        if not tables:
+            with self._writing():
+                # Another process may have made the tables while this one waited for the lock.
+                if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    for statement in _SCHEMA.split(";\n"):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+                    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _index(self) -> None:
+        """Bring the word index up to the newest turn: it is kept off the path of a turn."""
+        with self._writing() as db:
+            (up_to,) = db.execute("SELECT up_to FROM indexed").fetchone()
+            rows = db.execute("SELECT num, text FROM turns WHERE num > ? ORDER BY num", (up_to,)).fetchall()
+            if rows:
+                db.executemany(
+                    "INSERT INTO words (rowid, text) VALUES (?, ?)", [(num, _segmented(text)) for num, text in rows]
+                )
+                db.execute("UPDATE indexed SET up_to = ?", (rows[-1][0],))
+
+    def _num(self, table: Literal["chats", "turns"], id: str) -> int:
+        row = self._db.execute(f"SELECT num FROM {table} WHERE id = ?", (_blob(id),)).fetchone()
+        if row is None:
+            raise RplaError(f"There is no {table.removesuffix('s')} {id}.")
+        return int(row[0])
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._reported():
+            yield self._db
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._reported():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                raise RplaError(
+                    f"The disk with {self.path} is full; this was not saved.",
+                    "Free some space and send it again. Everything saved before is safe.",
+                ) from error
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise RplaError(
+                    f"{self.path} is locked by another process.", "Wait until it is done, then try again."
+                ) from error
+            raise RplaError(
+                f"{self.path} cannot be used: {error}.", "Check the file's permissions and the disk."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise RplaError(
+                f"{self.path} is damaged: {error}.", "`rpla doctor --mend` restores it from a snapshot."
+            ) from error
+
+
+def _blob(id: str) -> bytes:
+    try:
+        value = bytes.fromhex(id)
+    except ValueError:
+        value = b""
+    if len(value) != 16:
+        raise RplaError(f"{id!r} is not an id.", "Ids have 32 hexadecimal digits.")
+    return value
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _milliseconds(turn: Turn) -> int:
+    return round(turn.created * 1000)
+
+
+def _packed(meta: Mapping[str, Any] | None) -> str | None:
+    return json.dumps(meta, ensure_ascii=False, separators=(",", ":")) if meta else None
+
+
+def _segmented(text: str) -> str:
+    """Text for the word index: SQLite's tokenizer takes a run of CJK characters for one word, so each stands alone."""
+    return re.sub("([\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff])", r" \1 ", text)
+
+
+def _turn(row: Sequence[Any]) -> Turn:
+    _, id, chat, parent, role, created, text, meta = row
+    return Turn(
+        id=id,
+        chat=chat,
+        parent=parent or None,
+        role=_ROLES[role],
+        text=text,
+        created=created / 1000,
+        meta=json.loads(meta) if meta else {},
+    )
+
+
+def _chat(row: Sequence[Any]) -> ChatInfo:
+    id, user, character, title, created, updated, deleted, head, turns = row
+    return ChatInfo(
+        id=id,
+        user=user,
+        character=character,
+        title=title,
+        created=created / 1000,
+        updated=updated / 1000,
+        deleted=deleted is not None,
+        head=head or None,
+        turns=turns,
+    )
