@@ -1,0 +1,60 @@
+"""Watches a reply as it streams: does it speak for the user, or leave the role?"""
+
+import re
+from typing import Literal
+
+from rpla.core.character import Character, Persona
+
+Breach = Literal["", "speaks for the user", "leaves the role", "says nothing"]
+
+_LEAVES_ROLE = re.compile(
+    r"\bas an? (?:\w+ )?(?:ai\b|artificial intelligence|(?:large )?language model|virtual assistant|chatbot)"
+    r"|\bi(?:'|’)?(?: a)?m (?:just |only |simply |actually |really )*an? (?:\w+ ){0,2}"
+    r"(?:ai\b|artificial intelligence|language model|virtual assistant|digital assistant|chatbot|computer program)"
+    r"|\bi(?:'|’)?(?: a)?m (?:chatgpt|qwen|claude|gemini|llama|smollm\w*)\b"
+    r"|\bi (?:was|have been|am) (?:created|trained|developed|made|built|programmed) by (?:openai|anthropic|google|meta"
+    r"|alibaba(?: cloud)?|hugging ?face|mistral)"
+    r"|\bhow (?:can|may) i (?:help|assist) you (?:today|with)\b"
+    r"|\bmy (?:training data|knowledge cutoff|programming) ",
+    re.IGNORECASE,
+)
+_ARTIFICIAL = re.compile(r"\b(?:AI|A\.I\.|artificial intelligence|robot|android|chatbot|language model)\b")
+_LOOK_BACK = 120
+"""Longer than any phrase that is looked for, so that one cut in two by a piece's end is found."""
+
+
+class Guard:
+    """Fed a reply piece by piece; `breach` says what is wrong with it, and `kept` is the part before that."""
+
+    def __init__(self, character: Character, persona: Persona, *, role: bool = True) -> None:
+        names = {persona.name, "User", "{{user}}", "Human"} - {character.name, character.spoken_name}
+        labels = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        self._label = re.compile(
+            rf"^[ \t*_>]*(?:{labels})[ \t*_]*:|<\|im_(?:start|end)\|>", re.IGNORECASE | re.MULTILINE
+        )
+        # A character that is a machine may say so.
+        self._watch_role = role and not _ARTIFICIAL.search(f"{character.description} {' '.join(character.tags)}")
+        self._searched = 0
+        self.text = ""
+        self.breach: Breach = ""
+        self.kept = ""
+
+    def feed(self, piece: str) -> None:
+        """Take in the next piece of the reply; once there is a breach, what follows is ignored."""
+        if self.breach:
+            return
+        self.text += piece
+        start = max(0, self.text.rfind("\n", 0, max(0, self._searched - _LOOK_BACK)) + 1)
+        if label := self._label.search(self.text, start):
+            self.breach, self.kept = "speaks for the user", self.text[: label.start()].rstrip()
+        elif self._watch_role and (left := _LEAVES_ROLE.search(self.text, max(0, self._searched - _LOOK_BACK))):
+            self.breach, self.kept = "leaves the role", self.text[: left.start()].rstrip()
+        else:
+            self.kept = self.text
+        self._searched = len(self.text)
+
+    def finish(self) -> None:
+        """The reply is whole."""
+        self.kept = self.kept.strip()
+        if not self.breach and not self.kept:
+            self.breach = "says nothing"
