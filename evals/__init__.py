@@ -1,0 +1,1 @@
+"""Measures agents: every alignment on one and the same evaluation."""

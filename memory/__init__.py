@@ -1,0 +1,1 @@
+"""What a character knows and remembers, and how a turn recalls it."""

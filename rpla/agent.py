@@ -1,0 +1,171 @@
+"""A character ready to talk with one user: what an app embeds."""
+
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from langchain_core.language_models import BaseChatModel
+
+from rpla.chat import Chat
+from rpla.core.alignment import Alignment, find_alignment
+from rpla.core.character import Character, Persona
+from rpla.core.chatlog import ChatInfo, ChatLog, Hit, Turn
+from rpla.core.errors import RplaError
+from rpla.core.events import TurnCommitted, TurnEvent
+from rpla.core.home import Home, find_home
+from rpla.core.ids import id_of
+from rpla.core.library import CharacterLibrary
+from rpla.core.loop import iterate_sync, run_sync
+from rpla.core.models.base import Usage
+from rpla.core.models.open import open_model
+from rpla.core.prompt import Section
+from rpla.core.settings import Settings, load_settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the character said."""
+
+    text: str
+    turn: Turn
+    sections: tuple[Section, ...]
+    """What the prompt was made of."""
+    usage: Usage | None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Agent:
+    """One character for one user. Chats of different users and characters never meet.
+
+    `say` and `stream` are for synchronous code, `asay` and `astream` for asynchronous; do not mix the two on one agent.
+    The open chat is in `chat`: the latest one of this user and character, or a new one.
+    """
+
+    def __init__(
+        self,
+        character: str | Character,
+        *,
+        user: str | None = None,
+        persona: Persona | None = None,
+        model: str | BaseChatModel | None = None,
+        alignment: str | Alignment | None = None,
+        home: str | Path | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """What is not given comes from the settings.
+
+        Raises RplaError for an unknown character, model or alignment, with the nearest names.
+        """
+        self.home = Home(Path(home).absolute()) if home is not None else find_home()
+        self.settings = settings or load_settings(self.home)
+        self.character = CharacterLibrary(self.home).find(character) if isinstance(character, str) else character
+        self.user = user or self.settings.user
+        self.persona = persona or Persona(**self.settings.persona.model_dump())
+        chosen = alignment or self.settings.chat.alignment
+        self.alignment = find_alignment(chosen) if isinstance(chosen, str) else chosen
+        asked = model or self.settings.model
+        self.model = (
+            open_model(asked, self.settings, self.home, adapter=self.alignment.adapter)
+            if isinstance(asked, str)
+            else asked
+        )
+        self._log = ChatLog(self.home.chats)
+        self._chat: Chat | None = None
+
+    @property
+    def chat(self) -> Chat:
+        """The open chat."""
+        if self._chat is None:
+            latest = next(iter(self.chats()), None)
+            self._chat = self._opened(latest) if latest else self.new_chat()
+        return self._chat
+
+    def chats(self, *, deleted: bool = False) -> list[ChatInfo]:
+        """This user's chats with this character, the most recently used first."""
+        return self._log.chats(user=self._user_id, character=self.character.id, deleted=deleted)
+
+    def new_chat(self, *, greeting: int | None = 0) -> Chat:
+        """Begin a chat with the character's greeting of that number; None begins in silence."""
+        info = self._log.create_chat(user=self._user_id, character=self.character.id)
+        self._chat = self._opened(info)
+        if greeting is not None:
+            self._chat.greet(greeting)
+        return self._chat
+
+    def open_chat(self, id: str) -> Chat:
+        """Open one of this user's chats with this character. Raises RplaError for any other."""
+        info = self._log.chat(id)
+        if (info.user, info.character) != (self._user_id, self.character.id):
+            raise RplaError(f"Chat {id} is not one of {self.user} with {self.character.name}.")
+        self._chat = self._opened(info)
+        return self._chat
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called."""
+        return getattr(self.model, "name_string", None) or type(self.model).__name__
+
+    def set_model(self, name: str) -> None:
+        """Talk on with another model, in the open chat and those opened from now on."""
+        self.model = open_model(name, self.settings, self.home, adapter=self.alignment.adapter)
+        self.chat.set_model(self.model)
+
+    def set_persona(self, persona: Persona) -> None:
+        """Say who the user is, in the open chat and those opened from now on."""
+        self.persona = persona
+        self.chat.set_persona(persona)
+
+    def search(self, words: str, *, limit: int = 20) -> list[Hit]:
+        """Turns of this user's chats with this character that hold all the words."""
+        return self._log.search(words, user=self._user_id, character=self.character.id, limit=limit)
+
+    def say(self, text: str) -> Reply:
+        """Say something and wait for the answer."""
+        return run_sync(self.asay(text))
+
+    async def asay(self, text: str) -> Reply:
+        """Say something and await the answer."""
+        async for event in self.chat.stream(text):
+            if isinstance(event, TurnCommitted):
+                committed = event
+        return Reply(
+            text=committed.turn.text, turn=committed.turn, sections=tuple(committed.sections), usage=committed.usage
+        )
+
+    def stream(self, text: str) -> Iterator[TurnEvent]:
+        """Say something and iterate over what happens; leaving the loop stops the model."""
+        return iterate_sync(self.astream(text))
+
+    def astream(self, text: str) -> AsyncGenerator[TurnEvent, None]:
+        """Say something and iterate asynchronously over what happens; closing the iterator stops the model."""
+        return self.chat.stream(text)
+
+    def close(self) -> None:
+        """Close the chat log."""
+        self._log.close()
+
+    def __enter__(self) -> "Agent":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _user_id(self) -> str:
+        return id_of("user", self.user)
+
+    def _opened(self, info: ChatInfo) -> Chat:
+        return Chat(
+            self._log,
+            info,
+            character=self.character,
+            persona=self.persona,
+            model=self.model,
+            alignment=self.alignment,
+            settings=self.settings,
+        )

@@ -1,0 +1,1 @@
+"""Front ends that serve other programs."""

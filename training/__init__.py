@@ -1,0 +1,1 @@
+"""Makes adapters: from profiles to queries, responses, a dataset and a LoRA."""
