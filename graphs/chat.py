@@ -4,7 +4,6 @@ The user's text is on the disk before the graph starts. What goes on is reported
 stream writer, so that callers can show a reply while it grows.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -89,7 +88,7 @@ async def speak(state: ChatState, runtime: Runtime[ChatContext]) -> ChatState:
     context, write = runtime.context, runtime.stream_writer
     last = state.get("draft")
     repairs = last.repairs + 1 if last else 0
-    prompt = await asyncio.to_thread(context.build_prompt, state["recalled"], REMINDERS[last.breach] if last else "")
+    prompt = context.build_prompt(state["recalled"], REMINDERS[last.breach] if last else "")
     if prompt.cut and not last:
         write(Notice(f"No room in the model's context for: {', '.join(prompt.cut)}."))
     guard, finish, usage = context.new_guard(), "", None

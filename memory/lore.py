@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,27 +25,30 @@ class LoreRecaller:
             replace(entry, content=macros.expand(entry.content), keys=tuple(map(macros.expand, entry.keys)))
             for entry in entries
         ]
-        self._by_first_word: dict[str, list[tuple[str, int]]] = {}
+        self._sizes: dict[str, int] = {}
         self._unspaced: list[tuple[str, int]] = []
+        spaced: list[tuple[str, int]] = []
         for number, entry in enumerate(self._entries):
             for key in filter(None, (key.strip() for key in entry.keys)):
-                words = _WORD.findall(key.lower())
-                if not words or _CJK.search(key):
-                    self._unspaced.append((key, number))
-                else:
-                    self._by_first_word.setdefault(words[0], []).append((key, number))
+                unspaced = _CJK.search(key) or not _WORD.search(key)
+                (self._unspaced if unspaced else spaced).append((key, number))
+        shared = Counter(word for key, _ in spaced for word in set(_WORD.findall(key.lower())))
+        # Each key waits under its rarest word: a book full of "the …" is not searched whole at every "the".
+        self._by_word: dict[str, list[tuple[str, int]]] = {}
+        for key, number in spaced:
+            rarest = min(_WORD.findall(key.lower()), key=lambda word: shared[word])
+            self._by_word.setdefault(rarest, []).append((key, number))
 
     async def __call__(self, moment: Moment) -> list[Section]:
         """One section with the entries that are spoken of in the newest turns, within the book's budget."""
-        # A local model's tokenizer is behind a socket.
-        return await asyncio.to_thread(self._recall, moment)
-
-    def _recall(self, moment: Moment) -> list[Section]:
         entries = self.matching("\n".join(moment.texts[-self._lore.scan_depth :]))
+        if not_counted := [entry.content for entry in entries if entry.content not in self._sizes]:
+            # A local model's tokenizer is behind a socket.
+            self._sizes |= await asyncio.to_thread(lambda: {text: self._count(text) for text in not_counted})
         kept: list[LoreEntry] = []
         tokens = 0
         for entry in entries:
-            size = self._count(entry.content) + 1
+            size = self._sizes[entry.content] + 1
             if tokens + size <= self._lore.token_budget:
                 kept.append(entry)
                 tokens += size
@@ -62,7 +66,7 @@ class LoreRecaller:
         lowered = text.lower()
         found: set[int] = set()
         for word in set(_WORD.findall(lowered)):
-            for key, number in self._by_first_word.get(word, ()):
+            for key, number in self._by_word.get(word, ()):
                 if number not in found and self._holds(text, lowered, key, self._entries[number].case_sensitive):
                     found.add(number)
         for key, number in self._unspaced:
@@ -72,5 +76,16 @@ class LoreRecaller:
 
     @staticmethod
     def _holds(text: str, lowered: str, key: str, case_sensitive: bool) -> bool:
-        pattern = r"(?<!\w)" + re.escape(key if case_sensitive else key.lower()) + r"(?!\w)"
-        return re.search(pattern, text if case_sensitive else lowered) is not None
+        """Whether the key stands in the text as whole words. No pattern is compiled: a book has thousands of keys."""
+        searched, key = (text, key) if case_sensitive else (lowered, key.lower())
+        at = searched.find(key)
+        while at >= 0:
+            before, after = searched[at - 1 : at], searched[at + len(key) : at + len(key) + 1]
+            if not (_is_word(before) or _is_word(after)):
+                return True
+            at = searched.find(key, at + 1)
+        return False
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"

@@ -104,8 +104,7 @@ class Chat:
             raise RplaError("There is nothing to say.", "Send some text.")
         async with self._turn_lock:
             await self._ready(text)
-            elsewhere = await asyncio.to_thread(self._log.head, self.id) != (self.head and self.head.id)
-            asked = await self._append("user", text)
+            asked, elsewhere = await asyncio.to_thread(self._take, text)
             if elsewhere:
                 yield Notice("This chat went on elsewhere too; what was said there is on another branch.")
             yield TurnStarted(asked)
@@ -190,9 +189,9 @@ class Chat:
         place = self._place(turn)
         following = self._branch[place + 1 :]
         self._cut(place)
-        edited = self._append_now(turn.role, text, {**_lasting(turn), "edited": turn.id})
+        edited = self._append(turn.role, text, {**_lasting(turn), "edited": turn.id})
         for later in following:
-            self._append_now(later.role, later.text, _lasting(later))
+            self._append(later.role, later.text, _lasting(later))
         return edited
 
     def rewind(self, exchanges: int = 1) -> Turn | None:
@@ -339,12 +338,14 @@ class Chat:
             text = f"{begun.text.rstrip()} {draft.text}"
             self._cut(len(self._branch) - 1)
         counted = draft.usage.completion_tokens if draft.usage and begun is None and not draft.breach else None
-        return self._append_now("character", text, meta, counted)
+        return self._append("character", text, meta, counted)
 
-    async def _append(self, role: Role, text: str) -> Turn:
-        return await asyncio.to_thread(self._append_now, role, text, {})
+    def _take(self, text: str) -> tuple[Turn, bool]:
+        """Save what the user says; and whether another process has moved the chat's head meanwhile."""
+        elsewhere = self._log.head(self.id) != (self.head and self.head.id)
+        return self._append("user", text, {}), elsewhere
 
-    def _append_now(self, role: Role, text: str, meta: dict[str, Any], tokens: int | None = None) -> Turn:
+    def _append(self, role: Role, text: str, meta: dict[str, Any], tokens: int | None = None) -> Turn:
         turn = self._log.append(self.id, self.head.id if self.head else None, role, text, meta=meta)
         self._branch.append(turn)
         if self._history is not None:

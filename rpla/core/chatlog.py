@@ -35,7 +35,7 @@ CREATE TABLE chats (
     deleted INTEGER,
     head INTEGER REFERENCES turns(num)
 );
-CREATE INDEX chats_of ON chats(user, character, updated);
+CREATE INDEX chats_of ON chats(user, character);
 CREATE TABLE turns (
     num INTEGER PRIMARY KEY,
     id BLOB NOT NULL UNIQUE,
@@ -298,7 +298,7 @@ class ChatLog:
         self, query: str, *, user: str | None = None, character: str | None = None, limit: int = 20
     ) -> list[Hit]:
         """Turns that hold all the words of `query` (the last as a prefix), best first. Deleted chats are left out."""
-        words = _segmented(query).split()
+        words = _segmented(query).replace("\0", " ").split()
         if not words:
             return []
         match = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
@@ -339,10 +339,11 @@ class ChatLog:
 
     def _prepare(self) -> None:
         db = self._db
-        application, version = (
-            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        # In this order: where another process is making the tables, they appear together with the marks.
+        tables, application, version = (
+            db.execute(query).fetchone()[0]
+            for query in ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
         )
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and application != _APPLICATION_ID:
             raise RplaError(f"{self.path} is not a chat log.", "Move it away, or point RPLA_HOME elsewhere.")
         if version > SCHEMA_VERSION:

@@ -45,7 +45,9 @@ class Guard:
             return
         self.text += piece
         start = max(0, self.text.rfind("\n", 0, max(0, self._searched - _LOOK_BACK)) + 1)
-        if label := self._label.search(self.text, start):
+        # Every label ends in one of these.
+        ended = ":" in piece or ">" in piece
+        if ended and (label := self._label.search(self.text, start)):
             self.breach, self.kept = "speaks for the user", self.text[: label.start()].rstrip()
         elif self._watch_role and (left := _LEAVES_ROLE.search(self.text, max(0, self._searched - _LOOK_BACK))):
             self.breach, self.kept = "leaves the role", self.text[: left.start()].rstrip()

@@ -27,14 +27,18 @@ def count_tokens_with(model: BaseChatModel, text: str) -> int:
     return model.count_tokens(text) if isinstance(model, RplaChatModel) else estimate_tokens(text)
 
 
-async def stream_pieces(
+def stream_pieces(
     model: BaseChatModel, messages: Sequence[BaseMessage], options: Options
 ) -> AsyncGenerator[Piece, None]:
     """Stream a reply. A model from elsewhere is given the stop strings; the rest is as its owner configured it."""
     if isinstance(model, RplaChatModel):
-        async for piece in model.pieces(messages, options):
-            yield piece
-        return
+        return model.pieces(messages, options)
+    return _pieces_of_any(model, messages, options)
+
+
+async def _pieces_of_any(
+    model: BaseChatModel, messages: Sequence[BaseMessage], options: Options
+) -> AsyncGenerator[Piece, None]:
     finish, usage = "stop", None
     async for chunk in model.astream(list(messages), stop=list(options.stop) or None):
         finish = chunk.response_metadata.get("finish_reason") or finish
