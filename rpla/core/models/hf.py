@@ -5,6 +5,7 @@ import contextlib
 import logging
 import re
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -25,7 +26,9 @@ try:
     from rpla.core.models.hf_batch import Batcher, Scoring
     from rpla.core.models.hf_row import Request, Sampling
 except ModuleNotFoundError as error:
-    raise MissingExtra("Models in Hugging Face format", "local") from error
+    if error.name in ("torch", "transformers", "jinja2"):
+        raise MissingExtra("Models in Hugging Face format", "local") from error
+    raise
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MARK = "rpla"
@@ -183,18 +186,22 @@ class HfModel(RplaChatModel):
 
     def _tokens(self, text: str) -> list[int]:
         tokenizer = self._read()[1]
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _read(self) -> tuple[Any, Any]:
         """Config and tokenizer."""
         with self._lock:
             if self._tokenizer is None:
                 source = self._source()
-                with _explained(
-                    f"{self.folder} is not a model that transformers knows", "Is it a folder of text model files?"
-                ):
+                what, hint = f"{self.folder} is not a model that transformers knows", "Is it a folder of a text model?"
+                if "local_files_only" not in source:
+                    what, hint = f"{self.folder} could not be had from the hub", "Give a folder, or check the name."
+                with _explained(what, hint):
                     self._config = transformers.AutoConfig.from_pretrained(**source)
-                    self._tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+                    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+                    # The first call switches off what truncation its file asks for: not while other threads use it.
+                    tokenizer.encode("", add_special_tokens=False)
+                    self._tokenizer = tokenizer
             return self._config, self._tokenizer
 
     def _source(self) -> dict[str, Any]:
@@ -256,7 +263,9 @@ class HfModel(RplaChatModel):
             raise MissingExtra("An adapter", "local") from error
         misfit = f"The adapter {folder} does not fit {self.folder}"
         hint = "Was it trained on another base model, or is it damaged?"
-        with _explained(misfit, hint):
+        with _explained(misfit, hint), warnings.catch_warnings():
+            # peft 0.21 asks transformers under a name that it deprecates.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             config = peft.PeftConfig.from_pretrained(str(folder))
             config.inference_mode = True
             if config.is_prompt_learning:
@@ -271,7 +280,11 @@ class HfModel(RplaChatModel):
     def _ends(self) -> frozenset[int]:
         """The tokens that end a reply: those the model names, and what its chat template puts after one."""
         tokenizer = self._tokenizer
-        named = [self._model.generation_config.eos_token_id, self._model.config.eos_token_id, tokenizer.eos_token_id]
+        named = [
+            self._model.generation_config.eos_token_id,
+            getattr(self._model.config, "eos_token_id", None),
+            tokenizer.eos_token_id,
+        ]
         ends = {token for one in named for token in (one if isinstance(one, list) else [one]) if token is not None}
         turn = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
         with contextlib.suppress(TemplateError):

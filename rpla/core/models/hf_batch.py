@@ -45,8 +45,13 @@ Job = TypeVar("Job", Request, Scoring)
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values, in room made ahead: to copy them all for each token takes a third of the time."""
+    """One layer's keys and values, in room made ahead.
 
+    To copy all of them for each token, as transformers does, takes a fifth of the time where 24 rows have 1,500 tokens.
+    """
+
+    keys: Tensor
+    values: Tensor
     _rooms: tuple[Tensor, Tensor] | None = None
     """What `keys` and `values` are the beginnings of; None where they stand alone."""
 
@@ -211,13 +216,13 @@ class Batcher:
 
     def _step(self, batch: _Batch) -> None:
         """One more token for each row."""
-        batch.keep([index for index, row in enumerate(batch.rows) if not row.request.cancelled.is_set()])
-        if not batch.rows:
-            self._batch = None
-            return
         try:
+            batch.keep([index for index, row in enumerate(batch.rows) if not row.request.cancelled.is_set()])
+            if not batch.rows:
+                self._batch = None
+                return
             batch.mask = F.pad(batch.mask, (0, 1), value=1)
-            states = self._forward(
+            logits = self._forward(
                 torch.tensor([[row.token] for row in batch.rows], device=batch.mask.device),
                 batch.mask,
                 torch.tensor([[row.length] for row in batch.rows], device=batch.mask.device),
@@ -226,7 +231,7 @@ class Batcher:
             )
             for row in batch.rows:
                 row.length += 1
-            self._advance(batch, states[:, -1])
+            self._advance(batch, logits[:, -1])
             if not batch.rows:
                 self._batch = None
         except Exception as error:  # noqa: BLE001 - whatever went wrong, those who wait must hear of it
