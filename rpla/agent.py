@@ -1,5 +1,6 @@
 """A character ready to talk with one user: what an app embeds."""
 
+import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,11 @@ from rpla.core.library import CharacterLibrary
 from rpla.core.loop import iterate_sync, run_sync
 from rpla.core.models.base import Usage
 from rpla.core.models.open import open_model
+from rpla.core.nearest import nearest_hint
 from rpla.core.prompt import Section
 from rpla.core.settings import Settings, load_settings
+from rpla.core.snapshot import snapshot_due, take_snapshot
+from rpla.core.transcript import Names, export_json, export_markdown, export_sillytavern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,8 @@ class Agent:
             else asked
         )
         self._log = ChatLog(self.home.chats)
+        if not self._log.empty and snapshot_due(self.home, time.time()):
+            take_snapshot(self._log, self.home)
         self._chat: Chat | None = None
 
     @property
@@ -117,6 +123,14 @@ class Agent:
         """Say who the user is, in the open chat and those opened from now on."""
         self.persona = persona
         self.chat.set_persona(persona)
+
+    def export_chat(self, format: str) -> str:
+        """The open chat as ``md``, ``json`` or ``sillytavern`` (JSONL). Raises RplaError for any other format."""
+        writers = {"md": export_markdown, "json": export_json, "sillytavern": export_sillytavern}
+        if format not in writers:
+            raise RplaError(f"Unknown format {format!r}.", nearest_hint(format, writers))
+        names = Names(user=self.persona.name, character=self.character.spoken_name)
+        return writers[format](self.chat.info, self._log.turns(self.chat.id), names)
 
     def search(self, words: str, *, limit: int = 20) -> list[Hit]:
         """Turns of this user's chats with this character that hold all the words."""

@@ -196,6 +196,12 @@ class ChatLog:
             db.execute("UPDATE chats SET head = ? WHERE num = ?", (head_num, chat_num))
         return self.chat(chat)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was said yet."""
+        with self._reading() as db:
+            return db.execute("SELECT 1 FROM turns LIMIT 1").fetchone() is None
+
     def set_head(self, chat: str, turn: str | None) -> None:
         """Open the branch that ends in `turn`."""
         with self._writing() as db:

@@ -25,6 +25,8 @@ CONTRACT = (
     "deeds, and never speak as an assistant or a machine. Keep replies to a few sentences unless more is asked for."
 )
 _OPENING = "[The conversation begins.]"
+_FRAME_TOKENS = 48
+"""What holds the sections together: the chat template, the opening, the brackets around notes."""
 _PREFIX_SHARE = 0.75
 """Most of the room that what never changes may take, so that there is room to talk."""
 
@@ -96,7 +98,7 @@ class PromptBuilder:
     def history_room(self) -> int:
         """Tokens that the history with the newest message may take. Raises RplaError where there are none."""
         assert self._prefix is not None
-        room = self._room - sum(section.tokens for section in self._prefix[1]) - self._tail_room - 2 * MESSAGE_TOKENS
+        room = self._room - sum(section.tokens for section in self._prefix[1]) - self._tail_room - _FRAME_TOKENS
         if room < 32:
             raise RplaError(
                 f"The model has room for {self._room} tokens beside the reply: too few for {self._character.name}.",

@@ -1,0 +1,5 @@
+"""``python -m rpla``."""
+
+from rpla.cli.main import main
+
+main()

@@ -1,0 +1,62 @@
+"""`rpla bench`: measure this machine."""
+
+from typing import Annotated
+
+import typer
+
+from rpla.cli.output import print_json, print_table, say
+
+app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+
+_SECTIONS = ("overhead", "model", "startup", "batch")
+
+
+@app.callback()
+def benchmarks() -> None:
+    """Measure speed on this machine."""
+
+
+@app.command()
+def chat(
+    section: Annotated[
+        list[str] | None, typer.Option(help="overhead, model, batch or startup; all but batch where none is given.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The llamacpp: model of the section model.")] = "llamacpp:smollm2-135m",
+    hf: Annotated[str, typer.Option(help="The hf: model of the section batch.")] = "",
+    turns: Annotated[int, typer.Option(help="Turns of the section overhead.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a turn's overhead, the model's cache, batches and start-up."""
+    from rpla.core.errors import RplaError
+
+    sections = section or [name for name in _SECTIONS if name != "batch"]
+    if unknown := [name for name in sections if name not in _SECTIONS]:
+        raise RplaError(f"Unknown section {unknown[0]!r}.", f"Sections: {', '.join(_SECTIONS)}.")
+    if "batch" in sections and not hf:
+        raise RplaError("The section batch needs an hf: model.", "--hf hf:FOLDER")
+    if turns < 40:
+        raise RplaError("Growth over fewer than 40 turns says nothing.", "--turns 1000")
+    results = []
+    for name in sections:
+        say(f"{name} …")
+        match name:
+            case "overhead":
+                from rpla.bench.overhead import measure_overhead
+
+                results += measure_overhead(turns)
+            case "model":
+                from rpla.bench.model import measure_model
+
+                results += measure_model(model, turns=30)
+            case "batch":
+                from rpla.bench.batch import measure_batch
+
+                results += measure_batch(hf)
+            case "startup":
+                from rpla.bench.startup import measure_startup
+
+                results += measure_startup()
+    if as_json:
+        print_json({result.name: round(result.value, 4) for result in results})
+    else:
+        print_table(("figure", "value", "target"), [(r.name, f"{r.value:.3g}", r.target) for r in results])
