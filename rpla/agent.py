@@ -1,5 +1,6 @@
 """A character ready to talk with one user: what an app embeds."""
 
+import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from rpla.core.prompt import Section
 from rpla.core.settings import Settings, load_settings
 from rpla.core.snapshot import snapshot_due, take_snapshot
 from rpla.core.transcript import Names, export_json, export_markdown, export_sillytavern
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,11 @@ class Agent:
         )
         self._log = ChatLog(self.home.chats)
         if not self._log.empty and snapshot_due(self.home, time.time()):
-            take_snapshot(self._log, self.home)
+            try:
+                take_snapshot(self._log, self.home)
+            except RplaError as error:
+                # A disk without room for a copy is no reason not to talk.
+                _log.warning("No snapshot of the chats was taken. %s", error)
         self._chat: Chat | None = None
 
     @property

@@ -22,6 +22,7 @@ Role = Literal["user", "character"]
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x52504C41  # "RPLA"
+_TIMEOUT_S = 10.0
 _ROLES: tuple[Role, ...] = ("user", "character")
 _SCHEMA = """
 CREATE TABLE chats (
@@ -112,9 +113,12 @@ class ChatLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RplaError(f"{path.parent} cannot be made: {error.strerror}.", "Point RPLA_HOME elsewhere.") from error
         with self._reported():
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._prepare()
 
     def close(self) -> None:
@@ -125,6 +129,7 @@ class ChatLog:
     def create_chat(self, *, user: str, character: str, title: str = "") -> ChatInfo:
         """A new, empty chat."""
         chat, now = new_id(), _now()
+        _require_whole(title)
         with self._writing() as db:
             db.execute(
                 "INSERT INTO chats (id, user, character, title, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
@@ -140,12 +145,7 @@ class ChatLog:
         Raises RplaError where chat or parent is unknown, the text cannot be stored, or the disk is full.
         """
         turn, now = new_id(), _now()
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RplaError(
-                "The text holds half a character (a lone surrogate).", "Send it as valid Unicode."
-            ) from error
+        _require_whole(text)
         with self._writing() as db:
             chat_num = self._num("chats", chat)
             parent_num = None
@@ -205,11 +205,14 @@ class ChatLog:
     def set_head(self, chat: str, turn: str | None) -> None:
         """Open the branch that ends in `turn`."""
         with self._writing() as db:
-            head = None if turn is None else self._num("turns", turn)
-            db.execute("UPDATE chats SET head = ? WHERE num = ?", (head, self._num("chats", chat)))
+            chat_num, head = self._num("chats", chat), None if turn is None else self._num("turns", turn)
+            if db.execute("SELECT 1 FROM turns WHERE num = ? AND chat <> ?", (head, chat_num)).fetchone():
+                raise RplaError(f"Turn {turn} is not in chat {chat}.")
+            db.execute("UPDATE chats SET head = ? WHERE num = ?", (head, chat_num))
 
     def rename(self, chat: str, title: str) -> None:
         """Give a chat another title."""
+        _require_whole(title)
         with self._writing() as db:
             db.execute("UPDATE chats SET title = ? WHERE num = ?", (title, self._num("chats", chat)))
 
@@ -330,6 +333,12 @@ class ChatLog:
                 f"row {row[1]} of {row[0]} points at a row that is not there"
                 for row in db.execute("PRAGMA foreign_key_check")
             ]
+            try:
+                db.execute("INSERT INTO words (words) VALUES ('integrity-check')")
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                faults.append(f"the index of words: {error}")
         return faults
 
     def backup(self, target: Path) -> None:
@@ -357,7 +366,7 @@ class ChatLog:
                 f"{self.path} was written by a newer rpla (schema {version}; this one reads {SCHEMA_VERSION}).",
                 "Upgrade rpla.",
             )
-        db.execute("PRAGMA journal_mode=WAL")
+        self._use_wal()
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA foreign_keys=ON")
         if not tables:
@@ -368,6 +377,18 @@ class ChatLog:
                         db.execute(statement)
                     db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
                     db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _use_wal(self) -> None:
+        """Switch to WAL. SQLite does not wait for other processes here, whatever the timeout."""
+        give_up = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
 
     def _index(self) -> None:
         """Bring the word index up to the newest turn: it is kept off the path of a turn."""
@@ -407,13 +428,19 @@ class ChatLog:
     def _reported(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.ProgrammingError as error:
+            raise RplaError(f"{self.path} is closed.") from error
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+            # Python's own complaint about text that is not UTF-8 carries no code.
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            if code == sqlite3.SQLITE_CORRUPT:
+                raise self._damaged(error) from error
+            if code == sqlite3.SQLITE_FULL:
                 raise RplaError(
                     f"The disk with {self.path} is full; this was not saved.",
                     "Free some space and send it again. Everything saved before is safe.",
                 ) from error
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise RplaError(
                     f"{self.path} is locked by another process.", "Wait until it is done, then try again."
                 ) from error
@@ -421,9 +448,10 @@ class ChatLog:
                 f"{self.path} cannot be used: {error}.", "Check the file's permissions and the disk."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise RplaError(
-                f"{self.path} is damaged: {error}.", "`rpla doctor --mend` restores it from a snapshot."
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: object) -> RplaError:
+        return RplaError(f"{self.path} is damaged: {error}.", "`rpla doctor --mend` restores it from a snapshot.")
 
 
 def _blob(id: str) -> bytes:
@@ -442,6 +470,13 @@ def _now() -> int:
 
 def _milliseconds(turn: Turn) -> int:
     return round(turn.created * 1000)
+
+
+def _require_whole(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RplaError("The text holds half a character (a lone surrogate).", "Send it as valid Unicode.") from error
 
 
 def _packed(meta: Mapping[str, Any] | None) -> str | None:
