@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint types unit slow wheel bench clean
+.PHONY: run test lint types unit slow wheel bench peers clean
 
 run: .venv/run.stamp
 	@$(BIN)/rpla models pull >&2
@@ -32,8 +32,16 @@ bench: .venv/run.stamp
 	$(BIN)/rpla models pull
 	$(BIN)/rpla bench chat
 
+# What others do, on the same machine. They want other versions of what we pin, so they live apart.
+peers: .venv-peers/bin/python
+	.venv-peers/bin/python peers/langgraph_sqlite.py 1000
+
+.venv-peers/bin/python:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet langgraph langgraph-checkpoint-sqlite
+
 clean:
-	rm -rf .venv .tree build dist *.egg-info
+	rm -rf .venv .venv-peers .tree build dist *.egg-info
 
 # A tree of links in which the mapped folders stand where they are imported from: for mypy and import-linter.
 .tree: pyproject.toml

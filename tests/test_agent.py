@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
-from rpla import Agent, Persona, RplaError, ScriptedModel, TextDelta, TurnCommitted
 
+from rpla import Agent, Persona, RplaError, ScriptedModel, TextDelta, TurnCommitted
 from tests.stage import KEEPER
 
 
@@ -21,7 +21,7 @@ def test_say_answers_from_plain_code(tmp_path: Path) -> None:
     with agent_with(tmp_path, "Sit.") as agent:
         reply = agent.say("Good evening.")
     assert str(reply) == "Sit."
-    assert [section.name for section in reply.sections][0] == "contract"
+    assert reply.sections[0].name == "contract"
 
 
 def test_stream_yields_events_from_plain_code(tmp_path: Path) -> None:

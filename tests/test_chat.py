@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 from langchain_core.messages import BaseMessage
+
 from rpla.core.chatlog import ChatLog
 from rpla.core.errors import RplaError
 from rpla.core.events import Notice, TextDelta, TurnCommitted, TurnReplaced, TurnStarted
 from rpla.core.models.base import Capabilities, Options, Piece
 from rpla.core.models.scripted import ScriptedModel
-
 from tests.stage import KEEPER, new_chat, open_log, play, said, scripted
 
 

@@ -48,10 +48,11 @@ def test_hostile_replies_reach_the_terminal_defused(rpla) -> None:
 
 
 def test_slash_commands_work_in_a_pipe(rpla) -> None:
-    typed = "/regenerate\nThe Analytical Engine.\n/regenerate\n/swipe\n/why\n/branch\n/turns\n/persona Sam: a pupil\n/quit\nlate\n"
-    first = rpla("chat", "ada-lovelace", typed=typed, code=1)
+    commands = ["/regenerate", "/swipe", "/why", "/branch", "/turns", "/persona Sam: a pupil", "/quit", "late"]
+    typed = "\n".join(["The Analytical Engine.", *commands, ""])
+    first = rpla("chat", "ada-lovelace", typed="/regenerate\n", code=1)
     assert "Say something first" in first.stderr
-    done = rpla("chat", "ada-lovelace", typed=typed.removeprefix("/regenerate\n"), RPLA_MODEL="scripted:one|two")
+    done = rpla("chat", "ada-lovelace", typed=typed, RPLA_MODEL="scripted:one|two")
     assert done.stdout.startswith("one\ntwo\nAda: one\n")
     for part in ("section", "contract", "lore: ", "branch", "1. Ada:", "2. User: The Analytical Engine."):
         assert part in done.stdout

@@ -1,4 +1,5 @@
 import pytest
+
 from rpla.core.character import Character, Persona
 from rpla.core.guard import Guard
 from rpla.core.ids import new_id

@@ -1,6 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
+
 from rpla.core.history import MESSAGE_TOKENS, History
 
 

@@ -1,15 +1,14 @@
 import asyncio
 import time
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+
 from rpla import Agent, TextDelta, TurnCommitted
 from rpla.core.errors import RplaError
 from rpla.core.models.base import Options, collect
 from rpla.core.models.llamacpp import LlamaCppModel
-
 from tests.stage import KEEPER
 
 GREEDY = Options(temperature=0, max_tokens=24)

@@ -3,6 +3,7 @@ from datetime import datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rpla.core.macros import Macros
 
 MACROS = Macros(char="Ada", user="Sam", seed="chat", started=datetime(1851, 6, 2, 21, 5))

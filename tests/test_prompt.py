@@ -1,12 +1,13 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+
 from rpla.core.chatlog import ChatLog
 from rpla.core.errors import RplaError
 from rpla.core.events import Notice
 from rpla.core.models.scripted import ScriptedModel
-
 from tests.stage import KEEPER, new_chat, open_log, play, scripted
 
 
@@ -65,7 +66,7 @@ async def test_what_does_not_change_is_byte_for_byte_the_same_from_turn_to_turn(
     chat = new_chat(log, model, alignment="icl-few", greeting=True)
     for text in ("the ledger", "the Corrigan", "nothing", "the ledger"):
         await play(chat.stream(text))
-    for earlier, later in zip(model.history, model.history[1:], strict=False):
+    for earlier, later in pairwise(model.history):
         assert later[: len(earlier) - 1] == earlier[:-1]
 
 
@@ -130,7 +131,7 @@ async def test_the_window_drops_old_turns_in_large_steps(log: ChatLog) -> None:
         model.enqueue(f"Reply {number}. " + "talk " * 30)
         await play(chat.stream(f"Question {number}. " + "ask " * 30))
     firsts = [messages[1].text for messages in model.history]
-    changes = sum(a != b for a, b in zip(firsts, firsts[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(firsts))
     assert 2 <= changes <= 12
     assert all(sum(len(m.text) for m in messages) / 4 < 1300 for messages in model.history)
     assert "Question 39" in model.history[-1][-1].text

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from rpla.core.errors import RplaError
 from rpla.core.home import Home, find_home
 from rpla.core.settings import load_settings, parse_setting, resolve_settings, setting_keys, write_setting
@@ -55,7 +56,7 @@ def test_an_unknown_key_offers_the_nearest(home: Home) -> None:
 
 def test_a_value_where_an_area_should_be_is_named(home: Home) -> None:
     home.config.write_text("sampling = 3\n", "utf-8")
-    with pytest.raises(RplaError, match="sampling.*line 1"):
+    with pytest.raises(RplaError, match=r"sampling.*line 1"):
         load_settings(home)
 
 

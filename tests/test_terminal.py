@@ -5,13 +5,15 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rpla.core.terminal import TerminalSafeStream, terminal_safe
 
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 FRAGMENTS = [
-    "\x1b[31m", "\x1b[2J", "\x1b]52;c;aGk=\x07", "\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "\x9b5n", "\x1bP1$r\x1b\\",
-    "\x90q\x9c", "\x1b_apc\x1b\\", "\x1b^pm\x1b\\", "\x1bX sos\x1b\\", "\x1bc", "\x1b(0", "\x1b", "\x9d0;t\x9c", "\u202e",
-    "\u2066", "\u200f", "\x00", "\x08", "\x7f", "\r", "\r\n", "\u2028", "\ud800", "plain", " text ", "\n", "\t", "世界",
+    "\x1b[31m", "\x1b[2J", "\x1b]52;c;aGk=\x07", "\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "\x9b5n",
+    "\x1bP1$r\x1b\\",
+    "\x90q\x9c", "\x1b_apc\x1b\\", "\x1b^pm\x1b\\", "\x1bX sos\x1b\\", "\x1bc", "\x1b(0", "\x1b", "\x9d0;t\x9c",
+    "\u202e",     "\u2066", "\u200f", "\x00", "\x08", "\x7f", "\r", "\r\n", "\u2028", "\ud800", "plain", " text ", "\n", "\t", "世界",
     "👩‍🚀", "é", "[31m", "]52;", "m", "\x07", "\x1b[", "\x1b]", "\x85",
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The line chat: reads what the user types, streams what the character says."""
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncGenerator, Iterable
@@ -36,10 +37,9 @@ class Conversation:
     def talk(self) -> None:
         """Prompt, answer, and so on until the user leaves."""
         self._prepare_line_editing()
-        import asyncio
-
-        # The model reads the card while the user reads the greeting.
-        warming = asyncio.run_coroutine_threadsafe(self.agent.chat.warm(), background_loop())
+        # The model reads the card while the user reads the greeting; what fails there fails again, and is told, when
+        # the user speaks.
+        asyncio.run_coroutine_threadsafe(self.agent.chat.warm(), background_loop())
         say(f"{self.agent.character.name}, by {self.agent.model_name}. /help shows the commands, Ctrl-D leaves.\n")
         self.show_recent()
         if (head := self.agent.chat.head) and head.role == "user":

@@ -48,7 +48,7 @@ class Macros:
         if not colon and key in plain:
             return plain[key]()
         if colon and key in ("random", "pick"):
-            return chance.choice(rest.split("::") if "::" in rest else rest.split(",")).strip()
+            return str(chance.choice(rest.split("::") if "::" in rest else rest.split(","))).strip()
         if colon and key == "roll" and (dice := _ROLL.fullmatch(rest.strip())) and int(dice[2]):
             return str(sum(chance.randint(1, int(dice[2])) for _ in range(int(dice[1] or 1))))
         return str(match[0])
