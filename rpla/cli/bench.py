@@ -23,6 +23,7 @@ def chat(
     ] = None,
     model: Annotated[str, typer.Option(help="The llamacpp: model of the section model.")] = "llamacpp:smollm2-135m",
     hf: Annotated[str, typer.Option(help="The hf: model of the section batch.")] = "",
+    dtype: Annotated[str, typer.Option(help="Its number format: auto, bfloat16 or float32.")] = "auto",
     turns: Annotated[int, typer.Option(help="Turns of the section overhead.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -51,7 +52,7 @@ def chat(
             case "batch":
                 from rpla.bench.batch import measure_batch
 
-                results += measure_batch(hf)
+                results += measure_batch(hf, dtype)
             case "startup":
                 from rpla.bench.startup import measure_startup
 
