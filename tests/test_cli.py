@@ -2,6 +2,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -133,9 +134,15 @@ class Terminal:
         self.process = subprocess.Popen(
             [*RPLA, *arguments],
             env={**os.environ, "TERM": "xterm", **variables},
-            preexec_fn=lambda: os.login_tty(theirs),
+            preexec_fn=lambda: self._as_a_shell_would(theirs),
         )
         os.close(theirs)
+
+    @staticmethod
+    def _as_a_shell_would(terminal: int) -> None:
+        os.login_tty(terminal)
+        # A test run in the background ignores the interrupt, and its children would inherit that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds

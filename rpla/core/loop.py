@@ -7,6 +7,7 @@ works alike in scripts, threads and notebooks that run a loop of their own.
 import asyncio
 import contextlib
 import queue
+import sys
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, TypeVar
@@ -56,7 +57,8 @@ def iterate_sync(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
             yield item
         future.result()
     finally:
-        if not future.done():
+        # At the interpreter's end the loop's thread is gone, and nobody would answer.
+        if not future.done() and not sys.is_finalizing():
             future.cancel()
             while items.get() is not end:
                 pass

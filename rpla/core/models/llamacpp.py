@@ -152,7 +152,6 @@ class LlamaCppModel(RplaChatModel):
             if opened.read(4) != _MAGIC:
                 raise RplaError(f"{file} is not a GGUF model.", "Give a .gguf file, or use hf: for a model folder.")
         sockets = tempfile.mkdtemp(prefix="rpla-")
-        weakref.finalize(self, shutil.rmtree, sockets, ignore_errors=True)
         socket = os.path.join(sockets, "llama.sock")
         params = xllamacpp.CommonParams()
         params.model.path = str(file)
@@ -170,11 +169,13 @@ class LlamaCppModel(RplaChatModel):
         try:
             server = xllamacpp.Server(params)
         except RuntimeError as error:
+            shutil.rmtree(sockets, ignore_errors=True)
             raise RplaError(
                 f"{file} could not be loaded: it is truncated, damaged, or of a kind llama.cpp does not know.",
                 "Pull it again with `rpla models pull`, or compare its sha256 with its source's.",
             ) from error
         self._client = httpx.Client(transport=httpx.HTTPTransport(uds=socket), base_url="http://llama", timeout=60)
+        weakref.finalize(self, _release, self._client, sockets)
         return server
 
     def _tokenize(self, text: str) -> int:
@@ -213,6 +214,11 @@ class LlamaCppModel(RplaChatModel):
                 "Raise llamacpp.context, or use a shorter card.",
             )
         raise RplaError(f"{self.name_string} refused: {error.get('message', error)}")
+
+
+def _release(client: httpx.Client, folder: str) -> None:
+    client.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _request(options: Options) -> dict[str, Any]:
