@@ -41,7 +41,8 @@ class LoreRecaller:
 
     async def __call__(self, moment: Moment) -> list[Section]:
         """One section with the entries that are spoken of in the newest turns, within the book's budget."""
-        entries = self.matching("\n".join(moment.texts[-self._lore.scan_depth :]))
+        depth = self._lore.scan_depth
+        entries = self.matching("\n".join(moment.texts[-depth:])) if depth else []
         if not_counted := [entry.content for entry in entries if entry.content not in self._sizes]:
             # A local model's tokenizer is behind a socket.
             self._sizes |= await asyncio.to_thread(lambda: {text: self._count(text) for text in not_counted})

@@ -69,6 +69,8 @@ class Agent:
         self.home = Home(Path(home).absolute()) if home is not None else find_home()
         self.settings = settings or load_settings(self.home)
         self.character = CharacterLibrary(self.home).find(character) if isinstance(character, str) else character
+        if user is not None and not user.strip():
+            raise RplaError("A user needs a name.", "Leave `user` out for the one of the settings.")
         self.user = user or self.settings.user
         self.persona = persona or Persona(**self.settings.persona.model_dump())
         chosen = alignment or self.settings.chat.alignment

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache, partial
 from typing import Any
@@ -15,10 +15,10 @@ from langsmith import tracing_context
 
 from rpla.core.alignment import Alignment
 from rpla.core.character import Character, Persona
-from rpla.core.chatlog import ChatInfo, ChatLog, Role, Turn
+from rpla.core.chatlog import ChatInfo, ChatLog, Turn
 from rpla.core.errors import RplaError
-from rpla.core.events import Notice, TextDelta, TurnEvent, TurnReplaced, TurnStarted
-from rpla.core.guard import Guard
+from rpla.core.events import Notice, TurnEvent, TurnStarted
+from rpla.core.guard import Guard, user_labels
 from rpla.core.history import History
 from rpla.core.macros import Macros
 from rpla.core.models.base import Options
@@ -32,6 +32,15 @@ from rpla.memory.recall import Moment, Recaller
 _CONTINUE = "Go on from the very end of {{char}}'s last words, without repeating them."
 _SCANNED_TURNS = 16
 """How many of the newest turns sources of memory may look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What is worked out once for a branch, a persona and a model, and then kept up turn by turn."""
+
+    builder: PromptBuilder
+    history: History
+    recallers: Sequence[Recaller]
 
 
 class Chat:
@@ -57,9 +66,8 @@ class Chat:
         self._branch: list[Turn] = log.branch(info.head)
         self._turn_lock = asyncio.Lock()
         self._prefill: asyncio.Task[None] | None = None
-        self._builder: PromptBuilder | None = None
-        self._history: History | None = None
-        self._recallers: Sequence[Recaller] = ()
+        self._layout: _Layout | None = None
+        self._replying = False
 
     # What was said
 
@@ -103,27 +111,30 @@ class Chat:
         if not text.strip():
             raise RplaError("There is nothing to say.", "Send some text.")
         async with self._turn_lock:
-            await self._ready(text)
             asked, elsewhere = await asyncio.to_thread(self._take, text)
             if elsewhere:
                 yield Notice("This chat went on elsewhere too; what was said there is on another branch.")
             yield TurnStarted(asked)
-            async with contextlib.aclosing(self._reply()) as events:
+            async with contextlib.aclosing(self._reply(asked)) as events:
                 async for event in events:
                     yield event
 
     async def regenerate(self) -> AsyncGenerator[TurnEvent, None]:
         """Answer the user's last message anew, as an alternative beside the reply that is there."""
         async with self._turn_lock:
-            asked = next((n for n in reversed(range(len(self._branch))) if self._branch[n].role == "user"), None)
-            if asked is None:
+            place = next((n for n in reversed(range(len(self._branch))) if self._branch[n].role == "user"), None)
+            if place is None:
                 raise RplaError("There is nothing to answer yet.", "Say something first.")
-            self._cut(asked + 1)
-            await self._ready(self._branch[asked].text)
-            yield TurnStarted(None)
-            async with contextlib.aclosing(self._reply()) as events:
-                async for event in events:
-                    yield event
+            before, asked = self._branch, self._branch[place]
+            self._show(before[: place + 1])
+            try:
+                yield TurnStarted(None)
+                async with contextlib.aclosing(self._reply(asked)) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                if self.head is asked:
+                    self._show(before)
 
     async def extend(self) -> AsyncGenerator[TurnEvent, None]:
         """Let the character go on with its last reply; the longer one stands beside it."""
@@ -131,18 +142,16 @@ class Chat:
             last = self.head
             if last is None or last.role != "character":
                 raise RplaError("There is no reply to continue.", "Say something first.")
-            await self._ready(last.text)
             yield TurnStarted(None)
-            async with contextlib.aclosing(self._reply(begun=last)) as events:
+            async with contextlib.aclosing(self._reply(last)) as events:
                 async for event in events:
                     yield event
 
     async def warm(self) -> None:
         """Load the model and read what never changes into its cache, so that the first reply comes sooner."""
         async with self._turn_lock:
-            if self.alignment.demonstrations != "retrieved" or self._branch[1:]:
-                await self._ready("")
-                self._start_prefill()
+            if self.alignment.demonstrations != "retrieved" or any(turn.role == "user" for turn in self._branch):
+                self._start_prefill(await self._ready())
 
     async def settled(self) -> None:
         """Wait for work in the background, such as prefill."""
@@ -154,6 +163,7 @@ class Chat:
 
     def greet(self, number: int = 0) -> Turn | None:
         """Open the chat with the character's greeting of that number; None where the card has none."""
+        self._require_rest()
         greetings = self.character.greetings
         if not greetings:
             return None
@@ -186,13 +196,14 @@ class Chat:
         """
         if not text.strip():
             raise RplaError("An edited turn needs some text.", "To leave a turn out, rewind before it.")
+        self._require_rest()
         place = self._place(turn)
-        following = self._branch[place + 1 :]
-        self._cut(place)
-        edited = self._append(turn.role, text, {**_lasting(turn), "edited": turn.id})
-        for later in following:
-            self._append(later.role, later.text, _lasting(later))
-        return edited
+        following = [(later.role, later.text, _lasting(later)) for later in self._branch[place + 1 :]]
+        said = self._log.append_all(
+            self.id, turn.parent, [(turn.role, text, {**_lasting(turn), "edited": turn.id}), *following]
+        )
+        self._show([*self._branch[:place], *said])
+        return said[0]
 
     def rewind(self, exchanges: int = 1) -> Turn | None:
         """Go back before the user's last message, or the one `exchanges` before; returns the new head."""
@@ -225,12 +236,12 @@ class Chat:
     def set_persona(self, persona: Persona) -> None:
         """Change who the user is, from the next turn on."""
         self.persona = persona
-        self._builder = self._history = None
+        self._layout = None
 
     def set_model(self, model: BaseChatModel) -> None:
         """Change the model, from the next turn on."""
         self.model = model
-        self._builder = self._history = None
+        self._layout = None
 
     # How a turn runs
 
@@ -239,90 +250,110 @@ class Chat:
         started = datetime.fromtimestamp(self._info.created)
         return Macros(char=self.character.spoken_name, user=self.persona.name, seed=self.id, started=started)
 
-    @property
-    def _count(self) -> Callable[[str], int]:
-        return partial(count_tokens_with, self.model)
-
-    async def _ready(self, text: str) -> None:
+    async def _ready(self) -> _Layout:
         """Load the model and lay out what never changes in this chat."""
         await self.settled()
-        if self._builder is None or self._history is None:
+        while (layout := self._layout) is None:
             load = getattr(self.model, "load", None)
             if load is not None:
                 await load()
-            await asyncio.to_thread(self._lay_out, text)
+            # Commands may change all of these from another thread meanwhile: then what was laid out is of no use.
+            persona, model, branch = self.persona, self.model, self._branch
+            layout = await asyncio.to_thread(self._lay_out, persona, model, branch)
+            if self.persona is persona and self.model is model and self._branch is branch:
+                self._layout = layout
+        return layout
 
-    def _lay_out(self, text: str) -> None:
-        macros = self._macros
-        room = context_window_of(self.model) - self._settings.sampling.max_tokens
-        builder = PromptBuilder(
-            self.character, self.persona, self.alignment, macros, count_tokens=self._count, room=room
-        )
-        builder.settle(next((turn.text for turn in self._branch if turn.role == "user"), text))
-        messages = [message_of(turn) for turn in self._branch]
-        self._history = History.load(builder.history_room, messages, self._count)
-        if self.alignment.lore and self.character.lore.entries:
-            self._recallers = (LoreRecaller(self.character.lore, macros, self._count),)
-        self._builder = builder
+    def _lay_out(self, persona: Persona, model: BaseChatModel, branch: Sequence[Turn]) -> _Layout:
+        macros, count = self._macros, partial(count_tokens_with, model)
+        room = context_window_of(model) - self._settings.sampling.max_tokens
+        builder = PromptBuilder(self.character, persona, self.alignment, macros, count_tokens=count, room=room)
+        builder.settle(next((turn.text for turn in branch if turn.role == "user"), ""))
+        history = History.load(builder.history_room, [message_of(turn) for turn in branch], count)
+        lore = self.character.lore
+        recallers = (LoreRecaller(lore, macros, count),) if self.alignment.lore and lore.entries else ()
+        return _Layout(builder, history, recallers)
 
-    async def _reply(self, begun: Turn | None = None) -> AsyncGenerator[TurnEvent, None]:
-        """Run the graph in a task of its own; what came is kept where the model fails or the consumer leaves early."""
+    async def _reply(self, to: Turn) -> AsyncGenerator[TurnEvent, None]:
+        """Run the graph in a task of its own; what came is kept where the model fails or the consumer leaves early.
+
+        `to` is the user's turn to answer, or the character's to go on with.
+        """
+        self._replying = True
+        try:
+            async with contextlib.aclosing(self._run_turn(to, await self._ready())) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._replying = False
+
+    async def _run_turn(self, to: Turn, layout: _Layout) -> AsyncGenerator[TurnEvent, None]:
         events: asyncio.Queue[TurnEvent | None] = asyncio.Queue()
         commits: list[asyncio.Task[Turn]] = []
+        guards: list[Guard] = []
+
+        def keep(draft: Draft) -> asyncio.Task[Turn]:
+            commits.append(asyncio.create_task(asyncio.to_thread(self._keep, draft, to)))
+            return commits[-1]
 
         async def commit(draft: Draft) -> Turn:
-            commits.append(asyncio.create_task(asyncio.to_thread(self._keep, draft, begun)))
-            return await asyncio.shield(commits[0])
+            return await asyncio.shield(keep(draft))
 
-        context = self._context(begun, commit)
+        def new_guard() -> Guard:
+            guards.append(Guard(self.character, self.persona, role=self.alignment.check))
+            return guards[-1]
+
+        context = self._context(layout, to, commit, new_guard)
         # LangSmith's tracing is switched on by variables meant for other programs; no turn leaves this machine for it.
         with tracing_context(enabled=False):
             job = asyncio.create_task(_run(context, events), context=contextvars.copy_context())
-        shown = context.begun
         try:
             while (event := await events.get()) is not None:
-                if isinstance(event, TextDelta):
-                    shown += event.text
-                elif isinstance(event, TurnReplaced):
-                    shown = event.text
                 yield event
             await job
         finally:
             job.cancel()
             await asyncio.wait([job, *commits])
-            if not commits and (arrived := shown.removeprefix(context.begun).rstrip()):
-                await asyncio.to_thread(self._keep, Draft(text=arrived, finish="stopped"), begun)
-        self._start_prefill()
+            arrived = guards[-1] if guards else None
+            if not commits and arrived and arrived.kept.strip():
+                keep(Draft(text=arrived.kept.strip(), spoken=arrived.text, finish="stopped"))
+            # Whoever is cancelled a second time still leaves the writing to finish.
+            for writing in commits:
+                await asyncio.shield(writing)
+        self._start_prefill(layout)
 
-    def _context(self, begun: Turn | None, commit: Callable[[Draft], Awaitable[Turn]]) -> ChatContext:
-        assert self._builder is not None
-        assert self._history is not None
+    def _context(
+        self,
+        layout: _Layout,
+        to: Turn,
+        commit: Callable[[Draft], Awaitable[Turn]],
+        new_guard: Callable[[], Guard],
+    ) -> ChatContext:
         sampling, chat = self._settings.sampling, self._settings.chat
-        names = dict.fromkeys((self.persona.name, "User"))
+        continued = to.role == "character"
         options = Options(
             **sampling.model_dump(),
-            stop=tuple(f"\n{name}:" for name in names if name != self.character.spoken_name),
+            stop=tuple(f"\n{name}:" for name in user_labels(self.character, self.persona)),
             conversation=self.id,
         )
+
+        def build_prompt(recalled: Sequence[Section], reminder: str) -> Prompt:
+            return layout.builder.build(layout.history, recalled, _CONTINUE if continued else reminder)
+
         return ChatContext(
             model=self.model,
             options=options,
             moment=Moment(texts=[turn.text for turn in self._branch[-_SCANNED_TURNS:]]),
-            build_prompt=partial(self._prompt, begun),
-            new_guard=lambda: Guard(self.character, self.persona, role=self.alignment.check),
+            build_prompt=build_prompt,
+            new_guard=new_guard,
             commit=commit,
-            recallers=self._recallers,
-            begun=f"{begun.text.rstrip()} " if begun else "",
+            recallers=layout.recallers,
+            begun=f"{to.text.rstrip()} " if continued else "",
             strict=chat.strict,
             repairs=chat.repairs if self.alignment.check else 0,
         )
 
-    def _prompt(self, begun: Turn | None, recalled: Sequence[Section], reminder: str) -> Prompt:
-        assert self._builder is not None
-        assert self._history is not None
-        return self._builder.build(self._history, recalled, _CONTINUE if begun else reminder)
-
-    def _keep(self, draft: Draft, begun: Turn | None) -> Turn:
+    def _keep(self, draft: Draft, to: Turn) -> Turn:
         meta: dict[str, Any] = {"sections": [[s.name, s.tokens, s.source] for s in draft.sections]}
         if draft.finish != "stop":
             meta["finish"] = draft.finish
@@ -333,50 +364,52 @@ class Chat:
         if draft.usage:
             usage = asdict(draft.usage)
             meta["usage"] = [usage["prompt_tokens"], usage["cached_tokens"], usage["completion_tokens"]]
-        text = draft.text
-        if begun is not None:
-            text = f"{begun.text.rstrip()} {draft.text}"
-            self._cut(len(self._branch) - 1)
-        counted = draft.usage.completion_tokens if draft.usage and begun is None and not draft.breach else None
-        return self._append("character", text, meta, counted)
+        if to.role == "character":
+            turn = self._log.append(self.id, to.parent, "character", _joined(to, draft), meta=meta)
+            self._show([*self._branch[:-1], turn])
+            return turn
+        turn = self._log.append(self.id, to.id, "character", draft.text, meta=meta)
+        counted = draft.usage.completion_tokens if draft.usage and not draft.breach else None
+        self._add(turn, counted)
+        return turn
 
     def _take(self, text: str) -> tuple[Turn, bool]:
         """Save what the user says; and whether another process has moved the chat's head meanwhile."""
-        elsewhere = self._log.head(self.id) != (self.head and self.head.id)
-        return self._append("user", text, {}), elsewhere
+        head = self.head.id if self.head else None
+        elsewhere = self._log.head(self.id) != head
+        turn = self._log.append(self.id, head, "user", text)
+        self._add(turn)
+        return turn, elsewhere
 
-    def _append(self, role: Role, text: str, meta: dict[str, Any], tokens: int | None = None) -> Turn:
-        turn = self._log.append(self.id, self.head.id if self.head else None, role, text, meta=meta)
-        self._branch.append(turn)
-        if self._history is not None:
-            self._history.append(message_of(turn), self._count(text) if tokens is None else tokens)
-        return turn
+    def _add(self, turn: Turn, tokens: int | None = None) -> None:
+        """The open branch has one more turn; what was laid out for it stays good."""
+        self._branch = [*self._branch, turn]
+        if self._layout is not None:
+            if tokens is None:
+                tokens = count_tokens_with(self.model, turn.text)
+            self._layout.history.append(message_of(turn), tokens)
 
-    def _cut(self, length: int) -> None:
-        """Shorten the open branch in memory; the log keeps what was there."""
-        gone = len(self._branch) - length
-        del self._branch[length:]
-        if self._history is not None:
-            if gone < len(self._history.window):
-                for _ in range(gone):
-                    self._history.pop()
-            else:
-                self._history = self._builder = None
+    def _show(self, branch: list[Turn]) -> None:
+        """Another branch is open."""
+        asked = [next((turn.text for turn in turns if turn.role == "user"), None) for turns in (self._branch, branch)]
+        shorter = len(branch) < len(self._branch) and branch == self._branch[: len(branch)]
+        gone = len(self._branch) - len(branch)
+        layout, self._branch = self._layout, branch
+        if layout is not None and shorter and asked[0] == asked[1] and gone < len(layout.history.window):
+            for _ in range(gone):
+                layout.history.pop()
+        else:
+            self._layout = None
 
     def _open(self, turn: Turn | None) -> Turn | None:
+        self._require_rest()
         self._log.set_head(self.id, turn.id if turn else None)
-        branch = self._log.branch(turn.id) if turn else []
-        shared = 0
-        for old, new in zip(self._branch, branch, strict=False):
-            if old.id != new.id:
-                break
-            shared += 1
-        self._cut(shared)
-        for later in branch[shared:]:
-            self._branch.append(later)
-            if self._history is not None:
-                self._history.append(message_of(later), self._count(later.text))
+        self._show(self._log.branch(turn.id) if turn else [])
         return turn
+
+    def _require_rest(self) -> None:
+        if self._replying:
+            raise RplaError("A reply is under way.", "Wait for its end, or stop it.")
 
     def _place(self, turn: Turn) -> int:
         for place, on_branch in enumerate(self._branch):
@@ -384,13 +417,11 @@ class Chat:
                 return place
         raise RplaError("That turn is not on the open branch.", "Open its branch first.")
 
-    def _start_prefill(self) -> None:
-        wanted = self._settings.chat.prefill and capabilities_of(self.model).prefill
-        if not wanted or self._builder is None or self._history is None:
-            return
-        messages = self._builder.stable_messages(self._history)
-        prefill: Any = self.model
-        self._prefill = asyncio.create_task(prefill.prefill(messages, self.id))
+    def _start_prefill(self, layout: _Layout) -> None:
+        if self._settings.chat.prefill and capabilities_of(self.model).prefill and layout is self._layout:
+            messages = layout.builder.stable_messages(layout.history)
+            prefill: Any = self.model
+            self._prefill = asyncio.create_task(prefill.prefill(messages, self.id))
 
 
 @cache
@@ -405,6 +436,15 @@ async def _run(context: ChatContext, events: asyncio.Queue[TurnEvent | None]) ->
             events.put_nowait(event)
     finally:
         events.put_nowait(None)
+
+
+def _joined(begun: Turn, draft: Draft) -> str:
+    """A reply and what goes on from it, with the white space that the model put between, or a space between words."""
+    before, after = begun.text.rstrip(), draft.text.lstrip()
+    between = draft.spoken[: len(draft.spoken) - len(draft.spoken.lstrip())]
+    if not between and before[-1:].isascii() and after[:1].isascii():
+        between = " "
+    return f"{before}{between}{after}"
 
 
 def _lasting(turn: Turn) -> dict[str, Any]:

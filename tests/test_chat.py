@@ -1,10 +1,12 @@
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import pytest
 from langchain_core.messages import BaseMessage
 
+from rpla.core.character import Persona
 from rpla.core.chatlog import ChatLog
 from rpla.core.errors import RplaError
 from rpla.core.events import Notice, TextDelta, TurnCommitted, TurnReplaced, TurnStarted
@@ -303,3 +305,125 @@ async def test_the_finished_turn_is_prefilled_without_its_notes(log: ChatLog) ->
     await play(chat.stream("Thank you."))
     asked = [message.text for message in chat.model.history[1]]
     assert asked[: len(prefilled[0])] == prefilled[0]
+
+
+def failing_append(log: ChatLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **also: object) -> None:
+        raise RplaError("The disk is full.")
+
+    monkeypatch.setattr(log, "append_all", refuse)
+
+
+async def test_a_failed_regenerate_leaves_the_reply_that_was_there(log: ChatLog) -> None:
+    chat = new_chat(log, scripted("r1"))
+    await play(chat.stream("hi"))
+    with pytest.raises(RplaError, match="no reply left"):
+        await play(chat.regenerate())
+    assert texts(chat) == ["hi", "r1"]
+    assert log.head(chat.id) == chat.head.id
+
+
+async def test_an_edit_that_cannot_be_saved_changes_nothing(log: ChatLog) -> None:
+    chat = new_chat(log, scripted("a", "b", "c"))
+    for text in ("1", "2"):
+        await play(chat.stream(text))
+    with pytest.raises(RplaError, match="lone surrogate"):
+        chat.edit(chat.turns[1], "bad \udcff")
+    assert texts(chat) == ["1", "a", "2", "b"]
+    events = await play(chat.stream("3"))
+    assert not [event for event in events if isinstance(event, Notice)]
+    assert [turn.text for turn in log.branch(log.head(chat.id))] == ["1", "a", "2", "b", "3", "c"]
+
+
+async def test_the_tree_stands_still_while_a_reply_is_under_way(log: ChatLog) -> None:
+    chat = new_chat(log, scripted("a", "b c d"))
+    await play(chat.stream("1"))
+    async for event in chat.stream("2"):
+        if isinstance(event, TextDelta):
+            with pytest.raises(RplaError, match="under way"):
+                chat.rewind()
+    assert texts(chat) == ["1", "a", "2", "b c d"]
+
+
+async def test_a_model_that_does_not_load_loses_no_text(log: ChatLog) -> None:
+    class Unloadable(ScriptedModel):
+        async def load(self) -> None:
+            raise RplaError("There is no model file.")
+
+    chat = new_chat(log, Unloadable("never"))
+    with pytest.raises(RplaError, match="no model file"):
+        await play(chat.stream("my precious long text"))
+    assert [turn.text for turn in log.branch(log.head(chat.id))] == ["my precious long text"]
+
+
+async def test_all_that_arrived_before_a_failure_is_kept(log: ChatLog) -> None:
+    class Bursting(ScriptedModel):
+        async def pieces(self, messages: Sequence[BaseMessage], options: Options) -> AsyncGenerator[Piece, None]:
+            for word in ("one", " two", " three", " four"):
+                yield Piece(text=word)
+            raise RplaError("The endpoint is gone.")
+
+    for settings in ({}, {"chat": {"strict": True}}):
+        chat = new_chat(log, Bursting(), settings=settings)
+        with pytest.raises(RplaError, match="gone"):
+            await play(chat.stream("Count."))
+        assert texts(chat) == ["Count.", "one two three four"]
+
+
+async def test_stopping_on_a_full_disk_says_so(log: ChatLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = new_chat(log, ScriptedModel("one two three", delay_s=0.02))
+    stream = chat.stream("Count.")
+    async for event in stream:
+        if isinstance(event, TextDelta):
+            break
+    failing_append(log, monkeypatch)
+    with pytest.raises(RplaError, match="disk is full"):
+        await stream.aclose()
+
+
+async def test_what_changes_during_warming_up_counts(log: ChatLog) -> None:
+    import time
+
+    class SlowCounting(ScriptedModel):
+        def count_tokens(self, text: str) -> int:
+            time.sleep(0.01)
+            return super().count_tokens(text)
+
+    model = SlowCounting("a")
+    chat = new_chat(log, model)
+    warming = asyncio.create_task(chat.warm())
+    await asyncio.sleep(0.02)
+    chat.set_persona(Persona(name="Zebulon"))
+    await warming
+    await play(chat.stream("Who am I?"))
+    assert "Zebulon" in model.history[0][0].text
+
+
+async def test_retrieved_demonstrations_follow_the_first_message_that_is_there(log: ChatLog) -> None:
+    exchanges = "".join(
+        f"<START>\n{{{{user}}}}: Tell me of {thing}.\n{{{{char}}}}: I know {thing}.\n"
+        for thing in ("storms", "bread", "clocks", "taxes", "herring", "lamps", "cats", "glass", "rope")
+    )
+    character = dataclasses.replace(KEEPER, example_dialogue=exchanges)
+    model = scripted("a", "b")
+    chat = new_chat(log, model, character=character, alignment="icl-few-bm25", greeting=True)
+    for thing in ("rope", "bread"):
+        await play(chat.stream(f"What of {thing}?"))
+        nearest = [message.text for message in model.history[-1] if message.type == "ai"][4]
+        assert nearest == f"I know {thing}."
+        chat.rewind()
+
+
+@pytest.mark.parametrize(
+    ("begun", "more", "whole"),
+    [
+        ("これは数", "学です。", "これは数学です。"),
+        ("The sea was calm", "until it was not.", "The sea was calm until it was not."),
+        ("One paragraph.", "\n\nAnother.", "One paragraph.\n\nAnother."),
+    ],
+)
+async def test_continuing_joins_as_the_language_does(log: ChatLog, begun: str, more: str, whole: str) -> None:
+    chat = new_chat(log, scripted(begun, more))
+    await play(chat.stream("Tell me."))
+    await play(chat.extend())
+    assert chat.head.text == whole

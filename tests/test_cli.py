@@ -61,6 +61,19 @@ def test_slash_commands_work_in_a_pipe(rpla) -> None:
     assert "late" not in done.stdout
 
 
+def test_what_is_said_after_delete_is_found_again(rpla) -> None:
+    rpla("chat", "ada-lovelace", typed="before\n/delete\nafter\n/undo\n/turns\n")
+    titles = [chat["title"] for chat in json.loads(rpla("chats", "list", "--json").stdout)]
+    assert sorted(titles) == ["after", "before"]
+
+
+@pytest.mark.parametrize(
+    "line", ["/export /nowhere/x.md", "/rewind " + "9" * 5000, "/persona :", "/open 99", "/edit 1"]
+)
+def test_a_command_gone_wrong_is_an_error_not_a_crash(rpla, line: str) -> None:
+    assert rpla("chat", "ada-lovelace", typed=f"{line}\n", code=1).stderr.startswith("rpla: ")
+
+
 def test_an_unknown_command_offers_the_nearest(rpla) -> None:
     assert "Did you mean /regenerate" in rpla("chat", "ada-lovelace", typed="/regenrate\n", code=1).stderr
 
@@ -212,7 +225,7 @@ def test_control_c_stops_a_reply_and_keeps_it(terminal, monkeypatch: pytest.Monk
     chat.type("Go on.\n")
     chat.wait_for("word word word")
     chat.type("\x03")
-    chat.wait_for("[stopped; what was said is kept]")
+    chat.wait_for("[stopped; what was said so far is kept]")
     chat.type("/turns\n")
     chat.wait_for("3. Ada: word word")
     chat.type("/quit\n")

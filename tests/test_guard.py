@@ -52,7 +52,8 @@ def test_leaving_the_role_is_seen(text: str, size: int) -> None:
         "Sam, you said: a machine could weave numbers.",
         "I am a mathematician, and as an aid to thought I count.",
         "Dear Sam: no, that is how one begins a letter.",
-        "I aim to train the mind. How can I assist you with that cravat?"[:30],
+        "I am Claude Monet, and I paint.",
+        "Welcome to the shop. How can I help you today?",
         "My mother hired a tutor; I was made by her to study.",
     ],
 )

@@ -135,3 +135,12 @@ async def test_the_window_drops_old_turns_in_large_steps(log: ChatLog) -> None:
     assert 2 <= changes <= 12
     assert all(sum(len(m.text) for m in messages) / 4 < 1300 for messages in model.history)
     assert "Question 39" in model.history[-1][-1].text
+
+
+async def test_a_card_without_latin_full_stops_is_shortened_not_dropped(log: ChatLog) -> None:
+    import dataclasses
+
+    card = dataclasses.replace(KEEPER, description="彼女は灯台を守る。" * 200)
+    model = ScriptedModel("はい。", context=1500)
+    await play(new_chat(log, model, character=card, settings={"sampling": {"max_tokens": 200}}).stream("こんばんは"))
+    assert "彼女は灯台を守る。" in model.history[0][0].text

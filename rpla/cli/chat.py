@@ -1,5 +1,6 @@
 """`rpla chat`: line by line, for terminals, pipes and screen readers alike."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,10 @@ def chat(
         "sampling.max_tokens": max_tokens,
         "sampling.seed": seed,
     }
+    # A byte that is no text becomes a question mark, not a crash.
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     home = find_home()
     agent = Agent(character or _chosen(home.root), home=home.root, settings=load_settings(home, flags))
     with agent:

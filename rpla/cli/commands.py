@@ -147,7 +147,8 @@ def rename(conversation: "Conversation", rest: str) -> None:
 def delete(conversation: "Conversation", rest: str) -> None:
     """Put this chat away; /undo brings it back."""
     conversation.agent.chat.delete()
-    say("This chat is put away. /undo brings it back.")
+    conversation.agent.new_chat()
+    say("That chat is put away; this is a new one. /undo brings the old one back.")
 
 
 def undo(conversation: "Conversation", rest: str) -> None:
@@ -175,9 +176,12 @@ def export(conversation: "Conversation", rest: str) -> None:
     formats = {".md": "md", ".json": "json", ".jsonl": "sillytavern"}
     if path.suffix not in formats:
         raise RplaError("Say which file: /export chat.md, chat.json or chat.jsonl.")
-    if path.exists():
-        raise RplaError(f"{path} is there already.", "Choose another name.")
-    path.write_text(conversation.agent.export_chat(formats[path.suffix]), "utf-8")
+    text = conversation.agent.export_chat(formats[path.suffix])
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except (OSError, ValueError) as error:
+        raise RplaError(f"{path} could not be written: {error}.", "Choose another name or folder.") from error
     say(f"Wrote {path}.")
 
 
@@ -211,7 +215,7 @@ COMMANDS: dict[str, Callable[["Conversation", str], None]] = {
 
 
 def _number(text: str, most: int) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= most:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
         raise RplaError(f"{text or 'Nothing'} is not a number from 1 to {most}.")
     return int(text)
 

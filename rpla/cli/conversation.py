@@ -59,6 +59,8 @@ class Conversation:
                 self.take(line)
             except RplaError as error:
                 say(f"\n{error}")
+            except KeyboardInterrupt:
+                say("\n[interrupted]")
 
     def take(self, line: str) -> None:
         """A message, or a slash command."""
@@ -93,7 +95,7 @@ class Conversation:
                             print(safe.close() + "\n" if self._streams else terminal_safe(said.text), flush=True)
             except KeyboardInterrupt:
                 print("\n", flush=True)
-                say("[stopped; what was said is kept]")
+                say("[stopped; what was said so far is kept]")
 
     def show(self, turn: "Turn") -> None:
         """Print one turn with its speaker."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rpla.core.errors import RplaError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoreEntry:
@@ -110,7 +112,11 @@ class Character:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Persona:
-    """Who the user is, to a character."""
+    """Who the user is, to a character. Raises RplaError where the name is empty."""
 
     name: str = "User"
     description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise RplaError("A persona needs a name.", "Say what characters are to call you.")

@@ -144,8 +144,13 @@ class ChatLog:
 
         Raises RplaError where chat or parent is unknown, the text cannot be stored, or the disk is full.
         """
-        turn, now = new_id(), _now()
-        _require_whole(text)
+        return self.append_all(chat, parent, [(role, text, meta or {})])[0]
+
+    def append_all(
+        self, chat: str, parent: str | None, said: Sequence[tuple[Role, str, Mapping[str, Any]]]
+    ) -> list[Turn]:
+        """Add turns, each under the one before, and make the last the chat's head: all of them, or none."""
+        now, turns = _now(), list[Turn]()
         with self._writing() as db:
             chat_num = self._num("chats", chat)
             parent_num = None
@@ -156,12 +161,19 @@ class ChatLog:
                 if row is None:
                     raise RplaError(f"Turn {parent} is not in chat {chat}.")
                 parent_num = row[0]
-            cursor = db.execute(
-                "INSERT INTO turns (id, chat, parent, role, created, text, meta) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (_blob(turn), chat_num, parent_num, _ROLES.index(role), now, text, _packed(meta)),
-            )
-            db.execute("UPDATE chats SET head = ?, updated = ? WHERE num = ?", (cursor.lastrowid, now, chat_num))
-        return Turn(id=turn, chat=chat, parent=parent, role=role, text=text, created=now / 1000, meta=dict(meta or {}))
+            for role, text, meta in said:
+                _require_whole(text)
+                turn = new_id()
+                parent_num = db.execute(
+                    "INSERT INTO turns (id, chat, parent, role, created, text, meta) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (_blob(turn), chat_num, parent_num, _ROLES.index(role), now, text, _packed(meta)),
+                ).lastrowid
+                turns.append(
+                    Turn(id=turn, chat=chat, parent=parent, role=role, text=text, created=now / 1000, meta=dict(meta))
+                )
+                parent = turn
+            db.execute("UPDATE chats SET head = ?, updated = ? WHERE num = ?", (parent_num, now, chat_num))
+        return turns
 
     def add_chat(
         self, *, user: str, character: str, title: str = "", turns: Sequence[Turn], head: str | None
@@ -243,14 +255,15 @@ class ChatLog:
         return row[0] if row else None
 
     def chats(self, *, user: str | None = None, character: str | None = None, deleted: bool = False) -> list[ChatInfo]:
-        """Chats, the most recently used first."""
+        """Chats, the most recently used first; of deleted ones the most recently deleted."""
         conditions, values = ["c.deleted IS NOT NULL" if deleted else "c.deleted IS NULL"], []
         for column, value in (("user", user), ("character", character)):
             if value is not None:
                 conditions.append(f"c.{column} = ?")
                 values.append(_blob(value))
         with self._reading() as db:
-            rows = db.execute(_CHAT + f"WHERE {' AND '.join(conditions)} ORDER BY c.updated DESC, c.num DESC", values)
+            order = "c.deleted" if deleted else "c.updated"
+            rows = db.execute(_CHAT + f"WHERE {' AND '.join(conditions)} ORDER BY {order} DESC, c.num DESC", values)
             return [_chat(row) for row in rows]
 
     def turn(self, turn: str) -> Turn:

@@ -11,23 +11,31 @@ _LEAVES_ROLE = re.compile(
     r"\bas an? (?:\w+ )?(?:ai\b|artificial intelligence|(?:large )?language model|virtual assistant|chatbot)"
     r"|\bi(?:'|’)?(?: a)?m (?:just |only |simply |actually |really )*an? (?:\w+ ){0,2}"
     r"(?:ai\b|artificial intelligence|language model|virtual assistant|digital assistant|chatbot|computer program)"
-    r"|\bi(?:'|’)?(?: a)?m (?:chatgpt|qwen|claude|gemini|llama|smollm\w*)\b"
+    r"|\bi(?:'|’)?(?: a)?m (?:chatgpt|qwen|claude|gemini|llama|smollm\w*)(?=[,.!;]|\s+(?:and|by|from|made|here)\b)"
     r"|\bi (?:was|have been|am) (?:created|trained|developed|made|built|programmed) by (?:openai|anthropic|google|meta"
     r"|alibaba(?: cloud)?|hugging ?face|mistral)"
-    r"|\bhow (?:can|may) i (?:help|assist) you (?:today|with)\b"
+    r"|\bhow (?:can|may) i assist you today\b"
     r"|\bmy (?:training data|knowledge cutoff|programming) ",
     re.IGNORECASE,
 )
-_ARTIFICIAL = re.compile(r"\b(?:AI|A\.I\.|artificial intelligence|robot|android|chatbot|language model)\b")
+_ARTIFICIAL = re.compile(
+    r"\b(?:AI|A\.I\.|(?i:artificial intelligence|robot|android|automaton|chatbot|language model|ship's computer))\b"
+)
 _LOOK_BACK = 120
 """Longer than any phrase that is looked for, so that one cut in two by a piece's end is found."""
+
+
+def user_labels(character: Character, persona: Persona) -> list[str]:
+    """The names under which a reply would speak for the user; none of them is the character's own."""
+    own = {character.name.casefold(), character.spoken_name.casefold()}
+    return [name for name in dict.fromkeys((persona.name, "User")) if name.casefold() not in own]
 
 
 class Guard:
     """Fed a reply piece by piece; `breach` says what is wrong with it, and `kept` is the part before that."""
 
     def __init__(self, character: Character, persona: Persona, *, role: bool = True) -> None:
-        names = {persona.name, "User", "{{user}}", "Human"} - {character.name, character.spoken_name}
+        names = [*user_labels(character, persona), "{{user}}", "Human"]
         labels = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         self._label = re.compile(
             rf"^[ \t*_>]*(?:{labels})[ \t*_]*:|<\|im_(?:start|end)\|>", re.IGNORECASE | re.MULTILINE

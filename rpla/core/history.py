@@ -25,13 +25,13 @@ class History:
 
     @classmethod
     def load(cls, room: int, messages: Sequence[BaseMessage], count_tokens: Callable[[str], int]) -> "History":
-        """The newest messages of a branch, as many as fill half the room: older ones are not even counted."""
+        """The newest messages of a branch, as many as fit: older ones are not even counted."""
         history = cls(room)
         newest: list[tuple[BaseMessage, int]] = []
         total = 0
         for message in reversed(messages):
             tokens = count_tokens(message.text) + MESSAGE_TOKENS
-            if newest and total + tokens > room // 2:
+            if newest and total + tokens > room:
                 break
             newest.append((message, tokens))
             total += tokens

@@ -12,6 +12,8 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, TypeVar
 
+from rpla.core.errors import RplaError
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -42,12 +44,16 @@ def iterate_sync(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     """Iterate an async generator from synchronous code; leaving the loop early closes the generator."""
     end = object()
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    failures: list[RplaError] = []
 
     async def pump() -> None:
         try:
             async with contextlib.aclosing(stream):
                 async for item in stream:
                     items.put(item)
+        except RplaError as error:
+            failures.append(error)
+            raise
         finally:
             items.put(end)
 
@@ -62,3 +68,6 @@ def iterate_sync(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
             future.cancel()
             while items.get() is not end:
                 pass
+            # What went wrong while it was closed (a full disk, say) must not pass in silence.
+            if failures:
+                raise failures[0]

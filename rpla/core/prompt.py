@@ -5,6 +5,7 @@ then the history, which only grows; what changes with every turn goes last, insi
 kept in the history.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -146,7 +147,7 @@ class PromptBuilder:
         return Prompt(
             messages=(*messages, *spoken),
             sections=(*sections, talked, *tail),
-            cut=(*cut, *((f"the oldest {history.dropped} turns",) if history.dropped else ())),
+            cut=tuple(cut),
         )
 
     def _opened(self, window: Sequence[BaseMessage]) -> list[BaseMessage]:
@@ -264,9 +265,11 @@ class PromptBuilder:
     def _shortened(self, section: Section, tokens: int) -> Section | None:
         """The section cut to its first sentences that fit."""
         text = section.text
-        while text and self._count(text) > tokens:
-            text = text[: int(len(text) * min(0.9, tokens / self._count(text)))].rpartition(". ")[0]
-        return replace(section, text=text + ".", tokens=self._count(text)) if text else None
+        while text and (size := self._count(text)) > tokens:
+            text = text[: int(len(text) * min(0.9, tokens / size))]
+            ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|[。！？]", text)]
+            text = text[: ends[-1]] if ends else text
+        return replace(section, text=text, tokens=self._count(text)) if text else None
 
 
 def message_of(turn: Turn) -> BaseMessage:

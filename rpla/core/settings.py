@@ -32,11 +32,11 @@ class PersonaSettings(_Area):
 class SamplingSettings(_Area):
     """How replies are drawn from the model."""
 
-    temperature: float = Field(0.8, ge=0, le=5, description="0 always takes the likeliest token")
+    temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus: the smallest set of tokens with this much probability")
     min_p: float = Field(0.05, ge=0, le=1, description="drop tokens below this share of the likeliest one")
-    repetition_penalty: float = Field(1.05, ge=0.5, le=2, description="above 1 discourages repeated tokens")
-    max_tokens: int = Field(400, ge=1, description="longest reply, in tokens")
+    repetition_penalty: float = Field(1.1, ge=0.5, le=2, description="above 1 discourages repeated tokens")
+    max_tokens: int = Field(256, ge=1, description="longest reply, in tokens")
     seed: int | None = Field(None, ge=0, description="fix it to get the same reply again")
 
 

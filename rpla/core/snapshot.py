@@ -55,10 +55,10 @@ def take_snapshot(log: ChatLog, home: Home) -> Path:
 
     Raises RplaError where the log is damaged or the disk is full; the snapshots stay as they were.
     """
-    home.snapshots.mkdir(parents=True, exist_ok=True)
     target = home.snapshots / f"chats-{datetime.now(UTC).strftime(_STAMP)}.db"
     part = target.with_suffix(f".part{os.getpid()}")
     try:
+        home.snapshots.mkdir(parents=True, exist_ok=True)
         log.backup(part)
         # A copy of a damaged log must not push a sound one out.
         if faults := _faults(part):

@@ -40,16 +40,17 @@ async def answer(state: ServedState, runtime: Runtime[ServedContext]) -> dict[st
         raise RplaError("There is no message to answer.", "Send one with the role user.")
     agent = await asyncio.to_thread(_agent, runtime.context or ServedContext(), state.get("chat") or "")
     reply = ""
-    async for event in agent.astream(messages[-1].text):
-        match event:
-            case TextDelta(text) | TurnReplaced(text):
-                runtime.stream_writer({"type": type(event).__name__, "text": text})
-            case TurnCommitted(turn):
-                reply = turn.text
-    chat = agent.chat.id
-    await agent.chat.settled()
-    await asyncio.to_thread(agent.close)
-    return {"messages": [AIMessage(reply)], "chat": chat}
+    try:
+        async for event in agent.astream(messages[-1].text):
+            match event:
+                case TextDelta(text) | TurnReplaced(text):
+                    runtime.stream_writer({"type": type(event).__name__, "text": text})
+                case TurnCommitted(turn):
+                    reply = turn.text
+        await agent.chat.settled()
+        return {"messages": [AIMessage(reply)], "chat": agent.chat.id}
+    finally:
+        await asyncio.to_thread(agent.close)
 
 
 def _agent(context: ServedContext, chat: str) -> Agent:
@@ -59,10 +60,14 @@ def _agent(context: ServedContext, chat: str) -> Agent:
         model=context.model or None,
         alignment=context.alignment or None,
     )
-    if chat:
-        agent.open_chat(chat)
-    else:
-        agent.new_chat(greeting=None)
+    try:
+        if chat:
+            agent.open_chat(chat)
+        else:
+            agent.new_chat(greeting=None)
+    except RplaError:
+        agent.close()
+        raise
     return agent
 
 

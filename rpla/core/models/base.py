@@ -112,7 +112,7 @@ class RplaChatModel(BaseChatModel):
 
     @abstractmethod
     def pieces(self, messages: Sequence[BaseMessage], options: Options) -> AsyncGenerator[Piece, None]:
-        """Stream a reply. Closing the generator stops the model within 200 ms."""
+        """Stream a reply. Closing the generator stops the tokens within 200 ms; a prompt is read to its end."""
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, exactly where the model's tokenizer is at hand, else estimated."""

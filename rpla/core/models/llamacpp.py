@@ -97,6 +97,8 @@ class LlamaCppModel(RplaChatModel):
 
         def generate() -> None:
             try:
+                if cancelled.is_set():  # while it waited for a thread
+                    return
                 answer = self._ask(messages, {"stream": True, **_request(options)}, options.conversation, on_chunk)
                 if answer is not None:
                     put(answer)
@@ -116,6 +118,7 @@ class LlamaCppModel(RplaChatModel):
             await job
         finally:
             cancelled.set()
+            job.cancel()
 
     async def prefill(self, messages: Sequence[BaseMessage], conversation: str = "") -> None:
         """Read messages into the cache of the conversation's slot."""
