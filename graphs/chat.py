@@ -108,9 +108,9 @@ async def speak(state: ChatState, runtime: Runtime[ChatContext]) -> ChatState:
             if held and not context.strict and (now := time.monotonic()) - shown >= FRAME_S:
                 write(TextDelta(held))
                 held, shown = "", now
+    guard.finish()
     if held and not context.strict and not guard.breach:
         write(TextDelta(held))
-    guard.finish()
     return {
         "draft": Draft(
             text=guard.kept,

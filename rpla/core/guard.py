@@ -23,6 +23,8 @@ _ARTIFICIAL = re.compile(
 )
 _LOOK_BACK = 120
 """Longer than any phrase that is looked for, so that one cut in two by a piece's end is found."""
+_STRIDE = 32
+"""How many characters may go by unsearched."""
 
 
 def user_labels(character: Character, persona: Persona) -> list[str]:
@@ -52,19 +54,23 @@ class Guard:
         if self.breach:
             return
         self.text += piece
-        start = max(0, self.text.rfind("\n", 0, max(0, self._searched - _LOOK_BACK)) + 1)
-        # Every label ends in one of these.
-        ended = ":" in piece or ">" in piece
-        if ended and (label := self._label.search(self.text, start)):
-            self.breach, self.kept = "speaks for the user", self.text[: label.start()].rstrip()
-        elif self._watch_role and (left := _LEAVES_ROLE.search(self.text, max(0, self._searched - _LOOK_BACK))):
-            self.breach, self.kept = "leaves the role", self.text[: left.start()].rstrip()
-        else:
-            self.kept = self.text
-        self._searched = len(self.text)
+        self.kept = self.text
+        # Labels end in one of these; for the rest it is enough to look every few words.
+        if ":" in piece or ">" in piece or len(self.text) - self._searched >= _STRIDE:
+            self._search()
 
     def finish(self) -> None:
         """The reply is whole."""
+        if not self.breach:
+            self._search()
         self.kept = self.kept.strip()
         if not self.breach and not self.kept:
             self.breach = "says nothing"
+
+    def _search(self) -> None:
+        back = max(0, self._searched - _LOOK_BACK)
+        if label := self._label.search(self.text, self.text.rfind("\n", 0, back) + 1):
+            self.breach, self.kept = "speaks for the user", self.text[: label.start()].rstrip()
+        elif self._watch_role and (left := _LEAVES_ROLE.search(self.text, back)):
+            self.breach, self.kept = "leaves the role", self.text[: left.start()].rstrip()
+        self._searched = len(self.text)

@@ -8,7 +8,7 @@ from langchain_core.messages import BaseMessage
 from pydantic import PrivateAttr
 
 from rpla.core.errors import RplaError
-from rpla.core.models.base import Capabilities, Options, Piece, RplaChatModel, Usage, estimate_tokens
+from rpla.core.models.base import Capabilities, Options, Piece, RplaChatModel, Usage
 
 Reply = str | Callable[[Sequence[BaseMessage]], str]
 
@@ -78,5 +78,5 @@ class ScriptedModel(RplaChatModel):
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
             yield Piece(text=word)
-        prompt = sum(estimate_tokens(message.text) for message in messages)
+        prompt = sum(len(message.content) for message in messages) // 4
         yield Piece(finish=finish, usage=Usage(prompt_tokens=prompt, completion_tokens=len(words)))
