@@ -72,13 +72,13 @@ async def test_a_schema_holds_the_output_to_it(model: LlamaCppModel) -> None:
 
 
 async def test_closing_the_stream_stops_the_tokens(model: LlamaCppModel) -> None:
-    stream = model.pieces(ask("Tell a very long story."), Options(max_tokens=1000, temperature=0))
+    stream = model.pieces(ask("Tell a very long story."), Options(max_tokens=1000, temperature=0, conversation="stopped"))
     async for _ in stream:
         break
     begun = time.monotonic()
     await stream.aclose()
-    # With one slot for the conversation, another reply can only begin when the first has stopped.
-    await collect(model.pieces(ask("Hi."), Options(max_tokens=1, conversation="after")))
+    # A conversation has one slot: its next reply can only begin when the one before has stopped.
+    await collect(model.pieces(ask("Hi."), Options(max_tokens=1, conversation="stopped")))
     assert time.monotonic() - begun < 5
 
 
