@@ -72,7 +72,9 @@ async def test_a_schema_holds_the_output_to_it(model: LlamaCppModel) -> None:
 
 
 async def test_closing_the_stream_stops_the_tokens(model: LlamaCppModel) -> None:
-    stream = model.pieces(ask("Tell a very long story."), Options(max_tokens=1000, temperature=0, conversation="stopped"))
+    stream = model.pieces(
+        ask("Tell a very long story."), Options(max_tokens=1000, temperature=0, conversation="stopped")
+    )
     async for _ in stream:
         break
     begun = time.monotonic()
