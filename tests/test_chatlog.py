@@ -372,7 +372,7 @@ def test_processes_that_write_one_log_at_once_lose_nothing(tmp_path: Path) -> No
 def test_a_write_is_refused_while_another_process_holds_the_lock_and_works_after(log: ChatLog, chat: ChatInfo) -> None:
     holder = sqlite3.connect(log.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    log._db.execute("PRAGMA busy_timeout=10")
+    log._database.connection.execute("PRAGMA busy_timeout=10")
     with pytest.raises(RplaError, match="locked by another process"):
         say(log, chat, "too soon")
     holder.execute("ROLLBACK")
@@ -384,8 +384,8 @@ def test_a_write_is_refused_while_another_process_holds_the_lock_and_works_after
 def test_a_full_file_refuses_a_turn_clearly_keeps_the_others_and_goes_on_when_there_is_room(
     log: ChatLog, chat: ChatInfo
 ) -> None:
-    pages = log._db.execute("PRAGMA page_count").fetchone()[0]
-    log._db.execute(f"PRAGMA max_page_count={pages + 12}")
+    pages = log._database.connection.execute("PRAGMA page_count").fetchone()[0]
+    log._database.connection.execute(f"PRAGMA max_page_count={pages + 12}")
     kept: list[str] = []
     with pytest.raises(RplaError, match="is full") as raised:  # noqa: PT012
         for number in range(1000):
@@ -396,7 +396,7 @@ def test_a_full_file_refuses_a_turn_clearly_keeps_the_others_and_goes_on_when_th
     assert kept
     assert texts(log.branch(log.head(chat.id))) == kept
     assert log.verify() == []
-    log._db.execute("PRAGMA max_page_count=1000000")
+    log._database.connection.execute("PRAGMA max_page_count=1000000")
     log.append(chat.id, log.head(chat.id), "user", "room again")
     assert texts(log.branch(log.head(chat.id))) == [*kept, "room again"]
 
@@ -456,7 +456,7 @@ def test_a_closed_log_says_so_and_not_that_it_is_damaged(log: ChatLog) -> None:
 
 def test_text_that_is_not_unicode_any_more_is_damage(log: ChatLog, chat: ChatInfo) -> None:
     (turn,) = say(log, chat, "hello")
-    log._db.execute("UPDATE turns SET text = CAST(x'ff00fe' AS TEXT)")
+    log._database.connection.execute("UPDATE turns SET text = CAST(x'ff00fe' AS TEXT)")
     with pytest.raises(RplaError, match="is damaged"):
         log.turn(turn.id)
 
@@ -465,7 +465,7 @@ def test_a_damaged_word_index_is_found(log: ChatLog, chat: ChatInfo) -> None:
     say(log, chat, "loom")
     log.search("loom")
     assert log.verify() == []
-    log._db.execute("UPDATE words_data SET block = x'0102030405' WHERE id >= 10")
+    log._database.connection.execute("UPDATE words_data SET block = x'0102030405' WHERE id >= 10")
     assert ["index of words" in fault for fault in log.verify()] == [True]
 
 

@@ -7,24 +7,21 @@ takes a turn away. A turn counts once its commit is on the disk (WAL, ``synchron
 import json
 import re
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rpla.core.database import Database, Schema, id_bytes, require_whole
 from rpla.core.errors import RplaError
 from rpla.core.ids import new_id
 
 Role = Literal["user", "character"]
 
 SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x52504C41  # "RPLA"
-_TIMEOUT_S = 10.0
 _ROLES: tuple[Role, ...] = ("user", "character")
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE chats (
     num INTEGER PRIMARY KEY,
     id BLOB NOT NULL UNIQUE,
@@ -52,6 +49,13 @@ CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='unicode61 remo
 CREATE TABLE indexed (up_to INTEGER NOT NULL);
 INSERT INTO indexed VALUES (0);
 """
+_SCHEMA = Schema(
+    noun="chat log",
+    application_id=0x52504C41,
+    version=SCHEMA_VERSION,
+    tables=_TABLES,
+    mend="`rpla doctor --mend` restores it from a snapshot.",
+)
 _TURN = (
     "SELECT t.num, lower(hex(t.id)), lower(hex(c.id)), lower(hex(p.id)), t.role, t.created, t.text, t.meta "
     "FROM turns t JOIN chats c ON c.num = t.chat LEFT JOIN turns p ON p.num = t.parent "
@@ -59,7 +63,7 @@ _TURN = (
 _CHAT = (
     "SELECT lower(hex(c.id)), lower(hex(c.user)), lower(hex(c.character)), "
     "coalesce(nullif(c.title, ''), "
-    "(SELECT substr(text, 1, 60) FROM turns WHERE chat = c.num AND role = 0 LIMIT 1), ''), "
+    "(SELECT substr(text, 1, 60) FROM turns WHERE chat = c.num AND role = 0 AND text <> '' LIMIT 1), ''), "
     "c.created, c.updated, c.deleted, lower(hex(h.id)), (SELECT count(*) FROM turns WHERE chat = c.num) "
     "FROM chats c LEFT JOIN turns h ON h.num = c.head "
 )
@@ -112,28 +116,20 @@ class ChatLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.RLock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RplaError(f"{path.parent} cannot be made: {error.strerror}.", "Point RPLA_HOME elsewhere.") from error
-        with self._reported():
-            self._db = sqlite3.connect(path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-            self._prepare()
+        self._database = Database(path, _SCHEMA)
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._db.close()
+        self._database.close()
 
     def create_chat(self, *, user: str, character: str, title: str = "") -> ChatInfo:
         """A new, empty chat."""
         chat, now = new_id(), _now()
-        _require_whole(title)
-        with self._writing() as db:
+        require_whole(title)
+        with self._database.writing() as db:
             db.execute(
                 "INSERT INTO chats (id, user, character, title, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
-                (_blob(chat), _blob(user), _blob(character), title, now, now),
+                (id_bytes(chat), id_bytes(user), id_bytes(character), title, now, now),
             )
         return self.chat(chat)
 
@@ -151,22 +147,22 @@ class ChatLog:
     ) -> list[Turn]:
         """Add turns, each under the one before, and make the last the chat's head: all of them, or none."""
         now, turns = _now(), list[Turn]()
-        with self._writing() as db:
+        with self._database.writing() as db:
             chat_num = self._num("chats", chat)
             parent_num = None
             if parent is not None:
                 row = db.execute(
-                    "SELECT num FROM turns WHERE id = ? AND chat = ?", (_blob(parent), chat_num)
+                    "SELECT num FROM turns WHERE id = ? AND chat = ?", (id_bytes(parent), chat_num)
                 ).fetchone()
                 if row is None:
                     raise RplaError(f"Turn {parent} is not in chat {chat}.")
                 parent_num = row[0]
             for role, text, meta in said:
-                _require_whole(text)
+                require_whole(text)
                 turn = new_id()
                 parent_num = db.execute(
                     "INSERT INTO turns (id, chat, parent, role, created, text, meta) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (_blob(turn), chat_num, parent_num, _ROLES.index(role), now, text, _packed(meta)),
+                    (id_bytes(turn), chat_num, parent_num, _ROLES.index(role), now, text, _packed(meta)),
                 ).lastrowid
                 turns.append(
                     Turn(id=turn, chat=chat, parent=parent, role=role, text=text, created=now / 1000, meta=dict(meta))
@@ -185,15 +181,22 @@ class ChatLog:
         be stored.
         """
         chat, now, nums = new_id(), _now(), dict[str, int]()
-        with self._writing() as db:
+        with self._database.writing() as db:
             chat_num = db.execute(
                 "INSERT INTO chats (id, user, character, title, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
-                (_blob(chat), _blob(user), _blob(character), title, _milliseconds(turns[0]) if turns else now, now),
+                (
+                    id_bytes(chat),
+                    id_bytes(user),
+                    id_bytes(character),
+                    title,
+                    _milliseconds(turns[0]) if turns else now,
+                    now,
+                ),
             ).lastrowid
             try:
                 for turn in turns:
                     parent = None if turn.parent is None else nums[turn.parent]
-                    values = (_blob(new_id()), chat_num, parent, _ROLES.index(turn.role), _milliseconds(turn))
+                    values = (id_bytes(new_id()), chat_num, parent, _ROLES.index(turn.role), _milliseconds(turn))
                     num = db.execute(
                         "INSERT INTO turns (id, chat, parent, role, created, text, meta) VALUES (?, ?, ?, ?, ?, ?, ?)",
                         (*values, turn.text, _packed(turn.meta)),
@@ -211,12 +214,12 @@ class ChatLog:
     @property
     def empty(self) -> bool:
         """Whether nothing was said yet."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             return db.execute("SELECT 1 FROM turns LIMIT 1").fetchone() is None
 
     def set_head(self, chat: str, turn: str | None) -> None:
         """Open the branch that ends in `turn`."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             chat_num, head = self._num("chats", chat), None if turn is None else self._num("turns", turn)
             if db.execute("SELECT 1 FROM turns WHERE num = ? AND chat <> ?", (head, chat_num)).fetchone():
                 raise RplaError(f"Turn {turn} is not in chat {chat}.")
@@ -224,33 +227,75 @@ class ChatLog:
 
     def rename(self, chat: str, title: str) -> None:
         """Give a chat another title."""
-        _require_whole(title)
-        with self._writing() as db:
+        require_whole(title)
+        with self._database.writing() as db:
             db.execute("UPDATE chats SET title = ? WHERE num = ?", (title, self._num("chats", chat)))
 
     def delete(self, chat: str) -> None:
         """Put a chat away; `undelete` brings it back."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             db.execute("UPDATE chats SET deleted = ? WHERE num = ?", (_now(), self._num("chats", chat)))
 
     def undelete(self, chat: str) -> None:
         """Bring a deleted chat back."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             db.execute("UPDATE chats SET deleted = NULL WHERE num = ?", (self._num("chats", chat),))
+
+    def erase(self, turns: Iterable[str]) -> None:
+        """Overwrite what was said in these turns. They stay where they are, empty, so that no chat gets shorter.
+
+        `scrub` takes the old text out of the file's free pages and of the write-ahead log.
+        """
+        with self._database.writing() as db:
+            db.executemany(
+                "UPDATE turns SET text = '', meta = ? WHERE num = ?",
+                [(_packed({"erased": True}), self._num("turns", turn)) for turn in turns],
+            )
+            self._forget_words()
+
+    def erase_chat(self, chat: str) -> None:
+        """Overwrite all that was said in a chat, and its title; then `remove` takes away its rows."""
+        with self._database.writing() as db:
+            num = self._num("chats", chat)
+            db.execute("UPDATE turns SET text = '', meta = ? WHERE chat = ?", (_packed({"erased": True}), num))
+            db.execute("UPDATE chats SET title = '' WHERE num = ?", (num,))
+            self._forget_words()
+
+    def remove(self, chat: str) -> None:
+        """Take away the rows of an erased chat. Raises RplaError for one that was not erased."""
+        with self._database.reading() as db:
+            # For each row taken away SQLite would look through all turns for one that follows it.
+            db.execute("PRAGMA foreign_keys=OFF")
+            try:
+                with self._database.writing():
+                    num = self._num("chats", chat)
+                    if db.execute("SELECT 1 FROM turns WHERE chat = ? AND text <> '' LIMIT 1", (num,)).fetchone():
+                        raise RplaError(f"Chat {chat} was not erased.")
+                    db.execute("DELETE FROM turns WHERE chat = ?", (num,))
+                    db.execute("DELETE FROM chats WHERE num = ?", (num,))
+            finally:
+                db.execute("PRAGMA foreign_keys=ON")
+
+    def scrub(self) -> None:
+        """Overwrite what was erased wherever the file still holds it.
+
+        Raises RplaError where another process is reading the file.
+        """
+        self._database.scrub()
 
     def chat(self, chat: str) -> ChatInfo:
         """One chat. Raises RplaError where it is unknown."""
-        with self._reading() as db:
-            row = db.execute(_CHAT + "WHERE c.id = ?", (_blob(chat),)).fetchone()
+        with self._database.reading() as db:
+            row = db.execute(_CHAT + "WHERE c.id = ?", (id_bytes(chat),)).fetchone()
         if row is None:
             raise RplaError(f"There is no chat {chat}.", "`rpla chats list` shows them.")
         return _chat(row)
 
     def head(self, chat: str) -> str | None:
         """The newest turn of the branch that is open."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             row = db.execute(
-                "SELECT lower(hex(t.id)) FROM chats c JOIN turns t ON t.num = c.head WHERE c.id = ?", (_blob(chat),)
+                "SELECT lower(hex(t.id)) FROM chats c JOIN turns t ON t.num = c.head WHERE c.id = ?", (id_bytes(chat),)
             ).fetchone()
         return row[0] if row else None
 
@@ -260,16 +305,16 @@ class ChatLog:
         for column, value in (("user", user), ("character", character)):
             if value is not None:
                 conditions.append(f"c.{column} = ?")
-                values.append(_blob(value))
-        with self._reading() as db:
+                values.append(id_bytes(value))
+        with self._database.reading() as db:
             order = "c.deleted" if deleted else "c.updated"
             rows = db.execute(_CHAT + f"WHERE {' AND '.join(conditions)} ORDER BY {order} DESC, c.num DESC", values)
             return [_chat(row) for row in rows]
 
     def turn(self, turn: str) -> Turn:
         """One turn. Raises RplaError where it is unknown."""
-        with self._reading() as db:
-            row = db.execute(_TURN + "WHERE t.id = ?", (_blob(turn),)).fetchone()
+        with self._database.reading() as db:
+            row = db.execute(_TURN + "WHERE t.id = ?", (id_bytes(turn),)).fetchone()
         if row is None:
             raise RplaError(f"There is no turn {turn}.")
         return _turn(row)
@@ -278,20 +323,40 @@ class ChatLog:
         """The branch that ends in `leaf`, oldest turn first."""
         if leaf is None:
             return []
-        with self._reading() as db:
+        with self._database.reading() as db:
             rows = db.execute(
                 "WITH RECURSIVE branch(num, depth) AS ("
                 "  SELECT num, 0 FROM turns WHERE id = ?"
                 "  UNION ALL SELECT t.parent, depth + 1 FROM turns t JOIN branch b ON t.num = b.num"
                 "  WHERE t.parent IS NOT NULL"
                 ") " + _TURN + "JOIN branch b ON b.num = t.num ORDER BY b.depth DESC",
-                (_blob(leaf),),
+                (id_bytes(leaf),),
             ).fetchall()
         return [_turn(row) for row in rows]
 
+    def open_turns(self, chat: str) -> frozenset[str]:
+        """Ids of the turns on a chat's open branch; none for a chat that is put away, or not there."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "WITH RECURSIVE branch(num) AS ("
+                "  SELECT head FROM chats WHERE id = ? AND deleted IS NULL AND head IS NOT NULL"
+                "  UNION ALL SELECT t.parent FROM turns t JOIN branch b ON t.num = b.num WHERE t.parent IS NOT NULL"
+                ") SELECT lower(hex(t.id)) FROM branch b JOIN turns t ON t.num = b.num",
+                (id_bytes(chat),),
+            ).fetchall()
+        return frozenset(id for (id,) in rows)
+
+    def turns_after(self, chat: str, num: int) -> list[tuple[int, Turn]]:
+        """A chat's turns from the number `num` on, all branches, in the order they were added, with their numbers."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                _TURN + "WHERE t.chat = ? AND t.num > ? ORDER BY t.num", (self._num("chats", chat), num)
+            ).fetchall()
+        return [(row[0], _turn(row)) for row in rows]
+
     def children(self, chat: str, turn: str | None) -> list[Turn]:
         """The turns that follow `turn` (None: the chat's first), oldest first: alternatives of one another."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             parent = None if turn is None else self._num("turns", turn)
             rows = db.execute(
                 _TURN + "WHERE t.chat = ? AND t.parent IS ? ORDER BY t.num", (self._num("chats", chat), parent)
@@ -300,14 +365,14 @@ class ChatLog:
 
     def turns(self, chat: str) -> list[Turn]:
         """Every turn of a chat, on all its branches, in the order they were added."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             return [
                 _turn(row) for row in db.execute(_TURN + "WHERE t.chat = ? ORDER BY t.num", (self._num("chats", chat),))
             ]
 
     def leaves(self, chat: str) -> list[Turn]:
         """The last turn of every branch, the newest first."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             rows = db.execute(
                 _TURN
                 + "WHERE t.chat = ? AND NOT EXISTS (SELECT 1 FROM turns n WHERE n.chat = t.chat AND n.parent = t.num) "
@@ -328,9 +393,9 @@ class ChatLog:
         for column, value in (("user", user), ("character", character)):
             if value is not None:
                 conditions.append(f"c.{column} = ?")
-                values.append(_blob(value))
+                values.append(id_bytes(value))
         self._index()
-        with self._reading() as db:
+        with self._database.reading() as db:
             rows = db.execute(
                 _TURN + f"JOIN words w ON w.rowid = t.num WHERE w.text MATCH ? AND {' AND '.join(conditions)} "
                 "ORDER BY w.rank LIMIT ?",
@@ -340,12 +405,8 @@ class ChatLog:
 
     def verify(self) -> list[str]:
         """What is wrong with the file; empty where it is sound."""
-        with self._reading() as db:
-            faults = [str(row[0]) for row in db.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
-            faults += [
-                f"row {row[1]} of {row[0]} points at a row that is not there"
-                for row in db.execute("PRAGMA foreign_key_check")
-            ]
+        faults = self._database.faults()
+        with self._database.reading() as db:
             try:
                 db.execute("INSERT INTO words (words) VALUES ('integrity-check')")
             except sqlite3.OperationalError:
@@ -356,56 +417,15 @@ class ChatLog:
 
     def backup(self, target: Path) -> None:
         """Write a consistent copy of the log, while it is in use."""
-        with self._reading() as db, sqlite3.connect(target) as copy:
-            db.backup(copy)
-        copy.close()
+        self._database.backup(target)
 
     def checkpoint(self) -> None:
         """Fold the write-ahead log into the file."""
-        with self._lock, self._reported():
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _prepare(self) -> None:
-        db = self._db
-        # In this order: where another process is making the tables, they appear together with the marks.
-        tables, application, version = (
-            db.execute(query).fetchone()[0]
-            for query in ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
-        )
-        if tables and application != _APPLICATION_ID:
-            raise RplaError(f"{self.path} is not a chat log.", "Move it away, or point RPLA_HOME elsewhere.")
-        if version > SCHEMA_VERSION:
-            raise RplaError(
-                f"{self.path} was written by a newer rpla (schema {version}; this one reads {SCHEMA_VERSION}).",
-                "Upgrade rpla.",
-            )
-        self._use_wal()
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA foreign_keys=ON")
-        if not tables:
-            with self._writing():
-                # Another process may have made the tables while this one waited for the lock.
-                if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    for statement in _SCHEMA.split(";\n"):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-                    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-
-    def _use_wal(self) -> None:
-        """Switch to WAL. SQLite does not wait for other processes here, whatever the timeout."""
-        give_up = time.monotonic() + _TIMEOUT_S
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                    raise
-                time.sleep(0.01)
+        self._database.checkpoint()
 
     def _index(self) -> None:
         """Bring the word index up to the newest turn: it is kept off the path of a turn."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             (up_to,) = db.execute("SELECT up_to FROM indexed").fetchone()
             rows = db.execute("SELECT num, text FROM turns WHERE num > ? ORDER BY num", (up_to,)).fetchall()
             if rows:
@@ -414,67 +434,16 @@ class ChatLog:
                 )
                 db.execute("UPDATE indexed SET up_to = ?", (rows[-1][0],))
 
+    def _forget_words(self) -> None:
+        """Empty the word index, which is made anew at the next search: it keeps removed words until it is merged."""
+        self._database.connection.execute("INSERT INTO words (words) VALUES ('delete-all')")
+        self._database.connection.execute("UPDATE indexed SET up_to = 0")
+
     def _num(self, table: Literal["chats", "turns"], id: str) -> int:
-        row = self._db.execute(f"SELECT num FROM {table} WHERE id = ?", (_blob(id),)).fetchone()
+        row = self._database.connection.execute(f"SELECT num FROM {table} WHERE id = ?", (id_bytes(id),)).fetchone()
         if row is None:
             raise RplaError(f"There is no {table.removesuffix('s')} {id}.")
         return int(row[0])
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._reported():
-            yield self._db
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._reported():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.ProgrammingError as error:
-            raise RplaError(f"{self.path} is closed.") from error
-        except sqlite3.OperationalError as error:
-            # Python's own complaint about text that is not UTF-8 carries no code.
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-            if code == sqlite3.SQLITE_CORRUPT:
-                raise self._damaged(error) from error
-            if code == sqlite3.SQLITE_FULL:
-                raise RplaError(
-                    f"The disk with {self.path} is full; this was not saved.",
-                    "Free some space and send it again. Everything saved before is safe.",
-                ) from error
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise RplaError(
-                    f"{self.path} is locked by another process.", "Wait until it is done, then try again."
-                ) from error
-            raise RplaError(
-                f"{self.path} cannot be used: {error}.", "Check the file's permissions and the disk."
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: object) -> RplaError:
-        return RplaError(f"{self.path} is damaged: {error}.", "`rpla doctor --mend` restores it from a snapshot.")
-
-
-def _blob(id: str) -> bytes:
-    try:
-        value = bytes.fromhex(id)
-    except ValueError:
-        value = b""
-    if len(value) != 16:
-        raise RplaError(f"{id!r} is not an id.", "Ids have 32 hexadecimal digits.")
-    return value
 
 
 def _now() -> int:
@@ -483,13 +452,6 @@ def _now() -> int:
 
 def _milliseconds(turn: Turn) -> int:
     return round(turn.created * 1000)
-
-
-def _require_whole(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RplaError("The text holds half a character (a lone surrogate).", "Send it as valid Unicode.") from error
 
 
 def _packed(meta: Mapping[str, Any] | None) -> str | None:
