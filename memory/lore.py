@@ -1,92 +1,105 @@
-"""Lore by keys: notes of a card's book that enter the prompt when they are spoken of."""
+"""Lore: notes of a card's book that enter the prompt when they are spoken of."""
 
 import asyncio
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from rpla.core.character import Lore, LoreEntry
 from rpla.core.macros import Macros
-from rpla.core.prompt import Section
+from rpla.core.prompt import Item, Section
+from rpla.memory.lore_active import STICKY, Book
+from rpla.memory.lore_keys import Keys
+from rpla.memory.lore_rules import Rule, rule_of
 from rpla.memory.recall import Moment
 
-_WORD = re.compile(r"\w+")
-_CJK = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_MOST_COMPETING = 256
+"""Most entries that compete for the budget at one turn."""
 
 
 class LoreRecaller:
-    """Matches whole words, in time that grows with the words spoken, not with the size of the book."""
+    """Recalls the entries of a book for one chat; those that stand in every prompt are the prompt builder's.
+
+    Nothing is kept here of what was recalled: how long ago it was stands in the turns, and rewinding undoes it.
+    """
 
     def __init__(self, lore: Lore, macros: Macros, count_tokens: Callable[[str], int]) -> None:
-        entries = [entry for entry in lore.entries if entry.enabled and not entry.constant]
-        self._lore, self._count = lore, count_tokens
-        self._entries = [
-            replace(entry, content=macros.expand(entry.content), keys=tuple(map(macros.expand, entry.keys)))
-            for entry in entries
-        ]
+        self._budget, self._macros, self._count = lore.token_budget, macros, count_tokens
+        self._contents: dict[int, str] = {}
         self._sizes: dict[str, int] = {}
-        self._unspaced: list[tuple[str, int]] = []
-        spaced: list[tuple[str, int]] = []
-        for number, entry in enumerate(self._entries):
-            for key in filter(None, (key.strip() for key in entry.keys)):
-                unspaced = _CJK.search(key) or not _WORD.search(key)
-                (self._unspaced if unspaced else spaced).append((key, number))
-        shared = Counter(word for key, _ in spaced for word in set(_WORD.findall(key.lower())))
-        # Each key waits under its rarest word: a book full of "the …" is not searched whole at every "the".
-        self._by_word: dict[str, list[tuple[str, int]]] = {}
-        for key, number in spaced:
-            rarest = min(_WORD.findall(key.lower()), key=lambda word: shared[word])
-            self._by_word.setdefault(rarest, []).append((key, number))
+        self._keys = Keys()
+        names = replace(macros, char=re.escape(macros.char), user=re.escape(macros.user))
+
+        def expand(key: str, pattern: bool) -> str:
+            return key if "{{" not in key and "<" not in key else (names if pattern else macros).expand(key)
+
+        rules = [
+            rule_of(entry, place, self._keys, expand)
+            for place, entry in enumerate(lore.entries)
+            if entry.enabled and not entry.standing
+        ]
+        self._keys.settle()
+        self._book = Book(lore, rules, self._keys, self._content)
+
+    @property
+    def notices(self) -> list[str]:
+        """Which of the book's patterns are not run, and why."""
+        return list(self._keys.notices)
 
     async def __call__(self, moment: Moment) -> list[Section]:
-        """One section with the entries that are spoken of in the newest turns, within the book's budget."""
-        depth = self._lore.scan_depth
-        entries = self.matching("\n".join(moment.texts[-depth:])) if depth else []
-        if not_counted := [entry.content for entry in entries if entry.content not in self._sizes]:
-            # A local model's tokenizer is behind a socket.
-            self._sizes |= await asyncio.to_thread(lambda: {text: self._count(text) for text in not_counted})
-        kept: list[LoreEntry] = []
-        tokens = 0
-        for entry in entries:
-            size = self._sizes[entry.content] + 1
-            if tokens + size <= self._lore.token_budget:
-                kept.append(entry)
-                tokens += size
+        """One section with the entries that come to mind, within the book's budget."""
+        # A local model's tokenizer is behind a socket, and patterns run without the interpreter's lock.
+        section = await asyncio.to_thread(self._recall, moment)
+        return [section] if section else []
+
+    def _recall(self, moment: Moment) -> Section | None:
+        active = self._book.active(moment)
+        kept = self._within_budget((rule, reason) for rule, reason in active.values() if self._content(rule).strip())
         if not kept:
-            return []
-        names = ", ".join(entry.name or entry.keys[0] for entry in kept)
-        return [
-            Section(
-                name="lore", text="\n".join(entry.content for entry in kept), source=f"lore: {names}", tokens=tokens
+            return None
+        kept.sort(key=lambda item: (item[0].entry.order, item[0].place))
+        contents = [self._content(rule) for rule, _ in kept]
+        return Section(
+            name="lore",
+            text="\n".join(contents),
+            source=f"lore: {', '.join(_name(rule.entry) for rule, _ in kept)}",
+            tokens=sum(self._sizes[content] + 1 for content in contents),
+            items=tuple(Item(rule.id, 1.0, reason) for rule, reason in kept),
+        )
+
+    def _within_budget(self, active: Iterable[tuple[Rule, str]]) -> list[tuple[Rule, str]]:
+        """What fits. Higher priority comes first, then what stays from earlier turns, then what is later in order."""
+
+        def rank(item: tuple[Rule, str]) -> tuple[bool, bool, int, bool, int, int]:
+            (rule, reason), entry = item, item[0].entry
+            return (
+                rule.gives_way,
+                not entry.ignore_budget,
+                -entry.priority,
+                reason != STICKY,
+                -entry.order,
+                rule.place,
             )
-        ]
 
-    def matching(self, text: str) -> list[LoreEntry]:
-        """The entries with a key in the text, in the book's order."""
-        lowered = text.lower()
-        found: set[int] = set()
-        for word in set(_WORD.findall(lowered)):
-            for key, number in self._by_word.get(word, ()):
-                if number not in found and self._holds(text, lowered, key, self._entries[number].case_sensitive):
-                    found.add(number)
-        for key, number in self._unspaced:
-            if key in text or (not self._entries[number].case_sensitive and key.lower() in lowered):
-                found.add(number)
-        return [self._entries[number] for number in sorted(found, key=lambda n: (self._entries[n].order, n))]
+        kept: list[tuple[Rule, str]] = []
+        left = self._budget
+        for rule, reason in sorted(active, key=rank)[:_MOST_COMPETING]:
+            content = self._content(rule)
+            if content not in self._sizes:
+                self._sizes[content] = self._count(content)
+            if self._sizes[content] + 1 <= left:
+                left -= self._sizes[content] + 1
+                kept.append((rule, reason))
+            if left < 2:
+                break
+        return kept
 
-    @staticmethod
-    def _holds(text: str, lowered: str, key: str, case_sensitive: bool) -> bool:
-        """Whether the key stands in the text as whole words. No pattern is compiled: a book has thousands of keys."""
-        searched, key = (text, key) if case_sensitive else (lowered, key.lower())
-        at = searched.find(key)
-        while at >= 0:
-            before, after = searched[at - 1 : at], searched[at + len(key) : at + len(key) + 1]
-            if not (_is_word(before) or _is_word(after)):
-                return True
-            at = searched.find(key, at + 1)
-        return False
+    def _content(self, rule: Rule) -> str:
+        """An entry's content with its macros expanded."""
+        if (content := self._contents.get(rule.place)) is None:
+            content = self._contents[rule.place] = self._macros.expand(rule.entry.content)
+        return content
 
 
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+def _name(entry: LoreEntry) -> str:
+    return entry.name or (entry.keys[0] if entry.keys else "without a name")

@@ -357,7 +357,14 @@ def test_a_damaged_field_is_read_and_reported(card: Any, attribute: str, expecte
         ({"enabled": "false"}, {"enabled": False}, "enabled was not true or false"),
         ({"constant": 1}, {"constant": True}, "constant was not true or false"),
         ({"content": None}, {"content": ""}, "content was null"),
-        ({"use_regex": True}, {}, "patterns are not run"),
+        ({"use_regex": True}, {"regex": True}, ""),
+        ({"use_regex": "yes"}, {"regex": True}, "use_regex was not true or false"),
+        ({"keys": ["/(?=x)y/", "k"]}, {"keys": ("/(?=x)y/", "k")}, "the key /(?=x)y/ is disabled"),
+        ({"extensions": {"sticky": "3"}}, {"sticky": 3}, "extensions.sticky was not a whole number; read as 3"),
+        ({"extensions": {"cooldown": -1}}, {}, "extensions.cooldown was not a number that can stand there"),
+        ({"extensions": {"selectiveLogic": 9}}, {}, "extensions.selectiveLogic was not a known logic"),
+        ({"extensions": {"delay_until_recursion": True, "sticky": None}}, {"delay_until_recursion": 1}, ""),
+        ({"extensions": ["sticky"]}, {}, ""),
     ],
 )
 def test_a_damaged_lore_entry_is_read_and_reported(fields: Any, expected: Any, repair: str) -> None:

@@ -2,24 +2,74 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rpla.core.errors import RplaError
+
+KeyLogic = Literal["and_any", "not_all", "not_any", "and_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoreEntry:
-    """A note that enters the prompt when one of its keys is spoken of."""
+    """A note that enters the prompt when one of its keys is spoken of.
+
+    Turns are counted as messages are: a question and its answer are two.
+    """
 
     keys: tuple[str, ...]
+    """Words, or a pattern in the form ``/pattern/flags``."""
     content: str
     name: str = ""
     enabled: bool = True
     constant: bool = False
-    """Always in the prompt, whatever is spoken of."""
+    """Needs no key."""
     order: int = 100
-    """Among entries that match, lower comes first."""
+    """Among entries that are recalled, lower comes first."""
     case_sensitive: bool = False
+    regex: bool = False
+    """Every key is a pattern."""
+    whole_words: bool | None = None
+    """Whether keys match whole words only; None is yes, where words are spaced."""
+    secondary_keys: tuple[str, ...] = ()
+    selective: bool = False
+    """Whether the secondary keys count."""
+    logic: KeyLogic = "and_any"
+    """What is asked of the secondary keys once a key has matched."""
+    priority: int = 0
+    """When the budget is short, higher stays."""
+    ignore_budget: bool = False
+    """Before any priority. The budget itself is kept all the same."""
+    scan_depth: int | None = None
+    """How many of the newest turns are searched for its keys; None is the book's number."""
+    probability: int = 100
+    """In percent."""
+    use_probability: bool = True
+    sticky: int = 0
+    """For how many turns it stays once it was recalled, that reply among them."""
+    cooldown: int = 0
+    """For how many turns it then rests."""
+    delay: int = 0
+    """Not before the chat has so many turns."""
+    group: str = ""
+    """Names of groups, between commas: of each, one entry is recalled at a time."""
+    group_override: bool = False
+    """In its group, the highest order wins, and no lot is drawn."""
+    group_weight: int = 100
+    exclude_recursion: bool = False
+    """Other entries' content does not call it up."""
+    prevent_recursion: bool = False
+    """Its content does not call up others."""
+    delay_until_recursion: int = 0
+    """Only other entries' content calls it up; of several levels the lower goes first."""
+    decorators: tuple[str, ...] = ()
+    """V3's lines at the head of the content, as written: ``@@depth 4``."""
+
+    @property
+    def standing(self) -> bool:
+        """Whether it is in every prompt of every chat, and so has its place with what never changes."""
+        chance = self.use_probability and self.probability < 100
+        timed = self.delay or self.cooldown or self.delay_until_recursion
+        return self.enabled and self.constant and not (chance or timed or self.group or self.decorators)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +81,8 @@ class Lore:
     """How many of the newest turns are searched for keys."""
     token_budget: int = 512
     """Most tokens of lore in one prompt."""
+    recursive: bool = False
+    """Whether the content of recalled entries is searched for keys too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

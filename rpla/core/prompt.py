@@ -32,6 +32,20 @@ _PREFIX_SHARE = 0.75
 """Most of the room that what never changes may take, so that there is room to talk."""
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing in a section that was recalled. It names what it stands for and never holds its text.
+
+    Items are kept with the turn: what is forgotten or erased later must not live on there.
+    """
+
+    id: str
+    score: float
+    """How well it fitted, comparable within its section."""
+    reason: str
+    """Why it came to mind, such as ``key: ledger`` or ``words 0.41, meaning 0.72``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A named part of the prompt."""
@@ -41,6 +55,8 @@ class Section:
     source: str = ""
     """Where it comes from: the card, the entries that matched, the turns it spans."""
     tokens: int = 0
+    items: tuple[Item, ...] = ()
+    """What it is made of, where that was recalled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +126,7 @@ class PromptBuilder:
     def stable_messages(self, history: History) -> list[BaseMessage]:
         """The prompt of a finished turn without what changes: for prefill, and the beginning of the next prompt."""
         assert self._prefix is not None
-        return [*self._prefix[0], *self._opened(history.window)]
+        return [*self._prefix[0], *self._opened(history)]
 
     def build(self, history: History, recalled: Sequence[Section] = (), reminder: str = "") -> Prompt:
         """The prompt for a reply to the history's last turn.
@@ -119,7 +135,6 @@ class PromptBuilder:
         """
         assert self._prefix is not None
         messages, sections, cut = self._prefix
-        window = history.window
         tail = [section for section in (*recalled, self._closing) if section is not None]
         if reminder:
             tail.append(self._section("reminder", reminder, "check"))
@@ -128,7 +143,7 @@ class PromptBuilder:
                 f"The message has {history.newest_tokens} tokens; there is room for {self.history_room}.",
                 "Send it in parts, or raise the model's context.",
             )
-        spoken = self._opened(window)
+        spoken = self._opened(history)
         if tail:
             notes = "\n\n".join(section.text for section in tail)
             wrapped = f"[Notes for {self._macros.char}, which {self._macros.user} does not see:\n{notes}]"
@@ -138,24 +153,35 @@ class PromptBuilder:
             else:
                 spoken = [*spoken, HumanMessage(wrapped)]
         first = history.dropped + 1
-        talked = Section(
-            name="history",
-            text="",
-            source=f"turns {first} to {history.dropped + len(window)}",
-            tokens=history.tokens,
-        )
+        talked = [
+            Section(
+                name="history",
+                text="",
+                source=f"turns {first} to {history.dropped + len(history.window)}",
+                tokens=history.tokens,
+            )
+        ]
+        if summary := history.summarised:
+            before = Section(name="summary", text=summary.note, source=summary.source, tokens=history.summary_tokens)
+            talked.insert(0, before)
         return Prompt(
             messages=(*messages, *spoken),
-            sections=(*sections, talked, *tail),
+            sections=(*sections, *talked, *tail),
             cut=tuple(cut),
         )
 
-    def _opened(self, window: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The window in strict alternation, begun by the user: many chat templates refuse anything else."""
+    def _opened(self, history: History) -> list[BaseMessage]:
+        """The window in strict alternation, begun by the user: many chat templates refuse anything else.
+
+        What is summed up stands at its head.
+        """
+        note = history.summarised.note if history.summarised else ""
         spoken: list[BaseMessage] = []
-        for message in window:
+        for message in history.window:
             if not spoken and isinstance(message, AIMessage):
-                spoken.append(HumanMessage(_OPENING))
+                spoken.append(HumanMessage(note or _OPENING))
+            elif not spoken and note:
+                message = HumanMessage(f"{note}\n\n{message.text}")
             if spoken and type(spoken[-1]) is type(message):
                 message = type(message)(f"{spoken.pop().text}\n\n{message.text}")
             spoken.append(message)
@@ -227,7 +253,7 @@ class PromptBuilder:
             ),
         ]
         if self._alignment.lore:
-            constant = [entry for entry in character.lore.entries if entry.constant and entry.enabled]
+            constant = [entry for entry in character.lore.entries if entry.standing]
             constant.sort(key=lambda entry: entry.order)
             parts.append(("lore", "\n".join(entry.content for entry in constant), "card: constant lore"))
         return [*sections, *(self._section(name, text, source) for name, text, source in parts if text.strip())]
