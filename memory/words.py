@@ -5,6 +5,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -30,15 +31,15 @@ _CJK = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _RUN = re.compile(rf"[^\W_{_CJK}]+|(?:(?![\W_])[{_CJK}])+")
 _IS_CJK = re.compile(f"[{_CJK}]")
 _ACCENT = re.compile("[\u0300-\u036f]")
-# The stemmer's own cache is not made for threads; without it (size 0), one stemmer serves them all.
-_STEM = Stemmer.Stemmer("english", 0).stemWord
+# The stemmer's own cache is not made for threads: without it (size 0), and with Python's, one serves them all.
+_STEM = lru_cache(1 << 15)(Stemmer.Stemmer("english", 0).stemWord)
 
 
 def words_of(text: str) -> list[str]:
     """The words a text is found by: folded, stemmed, without the commonest; CJK as characters and pairs of them."""
     words: list[str] = []
     for run in _RUN.findall(_CONTRACTED.sub(" ", fold(text))):
-        if _IS_CJK.match(run):
+        if not run.isascii() and _IS_CJK.match(run):
             # Nothing shows where a word ends: single characters find, pairs tell apart.
             words += run
             words += map("".join, pairwise(run))

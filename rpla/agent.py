@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,13 @@ from rpla.core.prompt import Section
 from rpla.core.settings import Settings, load_settings
 from rpla.core.snapshot import snapshot_due, take_snapshot
 from rpla.core.transcript import Names, export_json, export_markdown, export_sillytavern
+from rpla.memory.embedder import lazy_embedder
+from rpla.memory.episodic import EpisodicMemory
+from rpla.memory.knowledge import Knowledge
+from rpla.memory.memories import Memory, Recalled
+from rpla.memory.passages import Passage
+from rpla.memory.store import MemoryStore
+from rpla.mind import Mind
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +95,8 @@ class Agent:
             except RplaError as error:
                 # A disk without room for a copy is no reason not to talk.
                 _log.warning("No snapshot of the chats was taken. %s", error)
+        self.mind = self._open_mind()
+        """What the character remembers of this user, and what it can look up."""
         self._chat: Chat | None = None
 
     @property
@@ -145,13 +154,39 @@ class Agent:
         """Turns of this user's chats with this character that hold all the words."""
         return self._log.search(words, user=self._user_id, character=self.character.id, limit=limit)
 
-    def say(self, text: str) -> Reply:
-        """Say something and wait for the answer."""
-        return run_sync(self.asay(text))
+    def memories(self, words: str = "") -> list[Recalled]:
+        """What the character can recall in the open chat, the best first; without words all of it, the newest first."""
+        return self.chat.memories(words)
 
-    async def asay(self, text: str) -> Reply:
+    def remember(self, text: str) -> Memory:
+        """Have the character remember something, from the open chat's last turn on."""
+        return self.chat.note(text)
+
+    def forget(self, ids: Iterable[str]) -> list[str]:
+        """Take memories of this user away for good, with the insights that stood on them; the ids that are gone.
+
+        Raises RplaError where one is not there; then none is taken.
+        """
+        return self.mind.require_memory().forget(ids)
+
+    def texts_of(self, section: Section) -> dict[str, str]:
+        """What memories or passages of a section say now, by their ids; without those that are gone since."""
+        ids, memory, knowledge = [item.id for item in section.items], self.mind.memory, self.mind.knowledge
+        if section.name == "memories" and memory is not None:
+            own = (self._user_id, self.character.id)
+            return {one.id: one.text for one in memory.store.find(ids) if (one.user, one.character) == own}
+        if section.name == "knowledge" and knowledge is not None:
+            found = {id: knowledge.passage(id) for id in ids}
+            return {id: passage.text for id, passage in found.items() if passage is not None}
+        return {}
+
+    def say(self, text: str, given: Sequence[Passage | str] = ()) -> Reply:
+        """Say something and wait for the answer; `given` are passages to answer from, where the alignment takes any."""
+        return run_sync(self.asay(text, given))
+
+    async def asay(self, text: str, given: Sequence[Passage | str] = ()) -> Reply:
         """Say something and await the answer."""
-        async for event in self.chat.stream(text):
+        async for event in self.chat.stream(text, given):
             if isinstance(event, TurnCommitted):
                 committed = event
         return Reply(
@@ -166,9 +201,16 @@ class Agent:
         """Say something and iterate asynchronously over what happens; closing the iterator stops the model."""
         return self.chat.stream(text)
 
+    def finish(self) -> None:
+        """Wait for work in the background: remembering, summaries, reflection. What is not waited for is done at the
+        next start.
+        """
+        run_sync(self.chat.settled())
+
     def close(self) -> None:
-        """Close the chat log."""
+        """Close the chat log and the memory. Work in the background that is cut off is done at the next start."""
         self._log.close()
+        self.mind.close()
 
     def __enter__(self) -> "Agent":
         return self
@@ -191,4 +233,24 @@ class Agent:
             model=self.model,
             alignment=self.alignment,
             settings=self.settings,
+            mind=self.mind,
         )
+
+    def _open_mind(self) -> Mind:
+        embedder = lazy_embedder(self.settings.memory.embedder)
+        memory = knowledge = None
+        notes = ""
+        if self.alignment.memory:
+            memory = EpisodicMemory(
+                MemoryStore(self.home.memory),
+                self._log,
+                user=self._user_id,
+                character=self.character.id,
+                embedder=embedder,
+                settings=self.settings.memory,
+            )
+        if self.alignment.knowledge == "retrieved":
+            knowledge = Knowledge(self.home, embedder, self.settings.knowledge)
+            if self.character.bundled:
+                notes = CharacterLibrary(self.home).notes(self.character)
+        return Mind(self.character, self.alignment, self.settings, memory=memory, knowledge=knowledge, notes=notes)

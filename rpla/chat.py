@@ -5,7 +5,6 @@ import contextlib
 import contextvars
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.graph.state import CompiledStateGraph
 from langsmith import tracing_context
 
+from rpla.afterwards import Afterwards
 from rpla.core.alignment import Alignment
 from rpla.core.character import Character, Persona
 from rpla.core.chatlog import ChatInfo, ChatLog, Turn
@@ -20,18 +20,20 @@ from rpla.core.errors import RplaError
 from rpla.core.events import Notice, TurnEvent, TurnStarted
 from rpla.core.guard import Guard, user_labels
 from rpla.core.history import History
-from rpla.core.macros import Macros
 from rpla.core.models.base import Options
 from rpla.core.models.stream import capabilities_of, context_window_of, count_tokens_with
 from rpla.core.prompt import Prompt, PromptBuilder, Section, message_of
 from rpla.core.settings import Settings
 from rpla.graphs.chat import ChatContext, Draft, build_chat_graph
-from rpla.memory.lore import LoreRecaller
+from rpla.memory.looking_up import GivenRecaller
+from rpla.memory.memories import Memory, Recalled
+from rpla.memory.passages import Passage
 from rpla.memory.recall import Moment, Recaller
+from rpla.memory.remembering import viewpoint_at
+from rpla.mind import Mind
+from rpla.tree import ChatTree
 
 _CONTINUE = "Go on from the very end of {{char}}'s last words, without repeating them."
-_SCANNED_TURNS = 16
-"""How many of the newest turns sources of memory may look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class _Layout:
     recallers: Sequence[Recaller]
 
 
-class Chat:
-    """A branch of the chat's tree is open at any time; its last turn is the head.
+class Chat(ChatTree):
+    """A conversation with a character: `ChatTree` has what was said and how to move about in it.
 
     One turn runs at a time: a message sent while another is answered waits for it. Use one event loop per chat.
     """
@@ -59,58 +61,33 @@ class Chat:
         model: BaseChatModel,
         alignment: Alignment,
         settings: Settings,
+        mind: Mind | None = None,
     ) -> None:
-        self.id = info.id
-        self.character, self.persona, self.alignment, self.model = character, persona, alignment, model
-        self._log, self._info, self._settings = log, info, settings
-        self._branch: list[Turn] = log.branch(info.head)
+        super().__init__(log, info, character, persona)
+        self.alignment, self.model = alignment, model
+        self.mind = mind or Mind(character, alignment, settings)
+        """What the character remembers and can look up; nothing where none is given."""
+        self._settings = settings
         self._turn_lock = asyncio.Lock()
-        self._prefill: asyncio.Task[None] | None = None
+        self._afterwards = Afterwards()
         self._layout: _Layout | None = None
-        self._replying = False
-
-    # What was said
-
-    @property
-    def info(self) -> ChatInfo:
-        """Title, dates and counts, as they are now."""
-        return self._log.chat(self.id)
-
-    @property
-    def turns(self) -> list[Turn]:
-        """The open branch, oldest turn first."""
-        return list(self._branch)
-
-    @property
-    def head(self) -> Turn | None:
-        """The last turn of the open branch."""
-        return self._branch[-1] if self._branch else None
-
-    def alternatives(self, turn: Turn) -> list[Turn]:
-        """The turns that stand in the same place, `turn` included, oldest first."""
-        return self._log.children(self.id, turn.parent)
-
-    def branches(self) -> list[Turn]:
-        """The last turn of every branch, the newest first."""
-        return self._log.leaves(self.id)
-
-    def why(self, turn: Turn | None = None) -> list[Section]:
-        """What a reply stood on (the last one where none is given): sections of its prompt with tokens and sources."""
-        turn = turn or next((turn for turn in reversed(self._branch) if turn.role == "character"), None)
-        sections = (turn.meta.get("sections") if turn else None) or []
-        return [Section(name=name, text="", tokens=tokens, source=source) for name, tokens, source in sections]
+        self._given: Sequence[Passage | str] = ()
 
     # Talking
 
-    async def stream(self, text: str) -> AsyncGenerator[TurnEvent, None]:
+    async def stream(self, text: str, given: Sequence[Passage | str] = ()) -> AsyncGenerator[TurnEvent, None]:
         """Say something and stream the answer. Closing the stream early stops the model; what came is kept, marked.
 
-        Raises RplaError where the text is empty, does not fit, cannot be saved, or the model fails. Once `TurnStarted`
-        is out, the text is saved: `regenerate` answers it.
+        `given` are passages to answer from, for alignments whose knowledge is given. Raises RplaError where the text is
+        empty, does not fit, cannot be saved, or the model fails. Once `TurnStarted` is out, the text is saved:
+        `regenerate` answers it.
         """
         if not text.strip():
             raise RplaError("There is nothing to say.", "Send some text.")
+        if given and self.alignment.knowledge != "given":
+            raise RplaError(f"The alignment {self.alignment.name} takes no passages.", "Use oracle, or leave them out.")
         async with self._turn_lock:
+            self._given = given
             asked, elsewhere = await asyncio.to_thread(self._take, text)
             if elsewhere:
                 yield Notice("This chat went on elsewhere too; what was said there is on another branch.")
@@ -151,87 +128,39 @@ class Chat:
         """Load the model and read what never changes into its cache, so that the first reply comes sooner."""
         async with self._turn_lock:
             if self.alignment.demonstrations != "retrieved" or any(turn.role == "user" for turn in self._branch):
-                self._start_prefill(await self._ready())
+                self._start_afterwards(await self._ready())
 
     async def settled(self) -> None:
-        """Wait for work in the background, such as prefill."""
-        if self._prefill is not None:
-            await asyncio.gather(self._prefill, return_exceptions=True)
-            self._prefill = None
+        """Wait for work in the background: prefill, remembering, summaries, reflection."""
+        await self._afterwards.settled()
 
-    # Moving about in the tree
+    async def leave(self) -> None:
+        """Stop work in the background. What is cut off is done at the next start; nothing is lost."""
+        await self._afterwards.make_way()
+        await asyncio.to_thread(self.mind.leave, self._log, self.id)
 
-    def greet(self, number: int = 0) -> Turn | None:
-        """Open the chat with the character's greeting of that number; None where the card has none."""
-        self._require_rest()
-        greetings = self.character.greetings
-        if not greetings:
-            return None
-        text = self._macros.expand(greetings[number % len(greetings)])
-        for turn in self._log.children(self.id, None):
-            if turn.text == text:
-                return self._open(turn)
-        return self._open(self._log.append(self.id, None, "character", text, meta={"greeting": number}))
+    # What is remembered
 
-    def swipe(self, step: int = 1) -> Turn | None:
-        """Put the next (or previous) alternative of the last turn in its place; None where there is no other.
+    def memories(self, words: str = "") -> list[Recalled]:
+        """What can be recalled here and now, the best first; without words all of it, the newest first.
 
-        A greeting is swiped through the card's alternate greetings.
+        Raises RplaError where the character has no memory.
         """
-        last = self.head
-        if last is None:
-            return None
-        if last.parent is None and "greeting" in last.meta and len(self.character.greetings) > 1:
-            return self.greet(last.meta["greeting"] + step)
-        beside = self.alternatives(last)
-        if len(beside) < 2:
-            return None
-        place = [turn.id for turn in beside].index(last.id)
-        return self._open(beside[(place + step) % len(beside)])
+        memory, viewpoint = self.mind.require_memory(), viewpoint_at(self.id, self._branch)
+        if words.strip():
+            return memory.recall(words, viewpoint)
+        return [memory.weighed(one) for one in reversed(memory.all(viewpoint))]
 
-    def edit(self, turn: Turn, text: str) -> Turn:
-        """Put another text in a turn's place; what followed is said after it as before. The old branch stays.
+    def note(self, text: str) -> Memory:
+        """Have the character remember something from here on: where the chat is rewound, it is undone.
 
-        Returns the edited turn. Raises RplaError where the turn is not on the open branch or the text is empty.
+        Raises RplaError where it is empty or too long, or the character has no memory.
         """
-        if not text.strip():
-            raise RplaError("An edited turn needs some text.", "To leave a turn out, rewind before it.")
-        self._require_rest()
-        place = self._place(turn)
-        following = [(later.role, later.text, _lasting(later)) for later in self._branch[place + 1 :]]
-        said = self._log.append_all(
-            self.id, turn.parent, [(turn.role, text, {**_lasting(turn), "edited": turn.id}), *following]
+        return self.mind.require_memory().note(
+            text, viewpoint_at(self.id, self._branch), turn=self.head.id if self.head else None
         )
-        self._show([*self._branch[:place], *said])
-        return said[0]
 
-    def rewind(self, exchanges: int = 1) -> Turn | None:
-        """Go back before the user's last message, or the one `exchanges` before; returns the new head."""
-        asked = [n for n, turn in enumerate(self._branch) if turn.role == "user"]
-        if not 1 <= exchanges <= len(asked):
-            raise RplaError(f"There are {len(asked)} exchanges to go back.", "Rewind by fewer.")
-        place = asked[-exchanges]
-        return self._open(self._branch[place - 1]) if place else self._open(None)
-
-    def branch(self, turn: Turn) -> Turn:
-        """Go on from any turn of the chat; if others follow it already, what comes next begins a new branch."""
-        if turn.chat != self.id:
-            raise RplaError(f"Turn {turn.id} is not in this chat.")
-        opened = self._open(turn)
-        assert opened is not None
-        return opened
-
-    def rename(self, title: str) -> None:
-        """Give the chat a title."""
-        self._log.rename(self.id, title.strip())
-
-    def delete(self) -> None:
-        """Put the chat away; `undelete` brings it back."""
-        self._log.delete(self.id)
-
-    def undelete(self) -> None:
-        """Bring the chat back."""
-        self._log.undelete(self.id)
+    # Who speaks
 
     def set_persona(self, persona: Persona) -> None:
         """Change who the user is, from the next turn on."""
@@ -245,14 +174,9 @@ class Chat:
 
     # How a turn runs
 
-    @property
-    def _macros(self) -> Macros:
-        started = datetime.fromtimestamp(self._info.created)
-        return Macros(char=self.character.spoken_name, user=self.persona.name, seed=self.id, started=started)
-
     async def _ready(self) -> _Layout:
         """Load the model and lay out what never changes in this chat."""
-        await self.settled()
+        await self._afterwards.make_way()
         while (layout := self._layout) is None:
             load = getattr(self.model, "load", None)
             if load is not None:
@@ -267,11 +191,13 @@ class Chat:
     def _lay_out(self, persona: Persona, model: BaseChatModel, branch: Sequence[Turn]) -> _Layout:
         macros, count = self._macros, partial(count_tokens_with, model)
         room = context_window_of(model) - self._settings.sampling.max_tokens
-        builder = PromptBuilder(self.character, persona, self.alignment, macros, count_tokens=count, room=room)
+        mind = self.mind
+        builder = PromptBuilder(
+            self.character, persona, self.alignment, macros, count_tokens=count, room=room, notes_room=mind.room(room)
+        )
         builder.settle(next((turn.text for turn in branch if turn.role == "user"), ""))
-        history = History.load(builder.history_room, [message_of(turn) for turn in branch], count)
-        lore = self.character.lore
-        recallers = (LoreRecaller(lore, macros, count),) if self.alignment.lore and lore.entries else ()
+        history = mind.history(builder.history_room, branch, count)
+        recallers = mind.recallers(macros, count, room)
         return _Layout(builder, history, recallers)
 
     async def _reply(self, to: Turn) -> AsyncGenerator[TurnEvent, None]:
@@ -320,7 +246,7 @@ class Chat:
             # Whoever is cancelled a second time still leaves the writing to finish.
             for writing in commits:
                 await asyncio.shield(writing)
-        self._start_prefill(layout)
+        self._start_afterwards(layout)
 
     def _context(
         self,
@@ -340,21 +266,26 @@ class Chat:
         def build_prompt(recalled: Sequence[Section], reminder: str) -> Prompt:
             return layout.builder.build(layout.history, recalled, _CONTINUE if continued else reminder)
 
+        recallers = layout.recallers
+        if self._given:
+            count = partial(count_tokens_with, self.model)
+            name = self.character.spoken_name
+            recallers = [*recallers, GivenRecaller(self._given, name, count, self._settings.knowledge)]
         return ChatContext(
             model=self.model,
             options=options,
-            moment=Moment(texts=[turn.text for turn in self._branch[-_SCANNED_TURNS:]]),
+            moment=Moment(turns=self._branch, window=len(layout.history.window), chat=self.id),
             build_prompt=build_prompt,
             new_guard=new_guard,
             commit=commit,
-            recallers=layout.recallers,
+            recallers=recallers,
             begun=f"{to.text.rstrip()} " if continued else "",
             strict=chat.strict,
             repairs=chat.repairs if self.alignment.check else 0,
         )
 
     def _keep(self, draft: Draft, to: Turn) -> Turn:
-        meta: dict[str, Any] = {"sections": [[s.name, s.tokens, s.source] for s in draft.sections]}
+        meta: dict[str, Any] = {"sections": [_packed(section) for section in draft.sections]}
         if draft.finish != "stop":
             meta["finish"] = draft.finish
         if draft.breach:
@@ -401,27 +332,33 @@ class Chat:
         else:
             self._layout = None
 
-    def _open(self, turn: Turn | None) -> Turn | None:
-        self._require_rest()
-        self._log.set_head(self.id, turn.id if turn else None)
-        self._show(self._log.branch(turn.id) if turn else [])
-        return turn
+    def _start_afterwards(self, layout: _Layout) -> None:
+        prefills = self._settings.chat.prefill and capabilities_of(self.model).prefill and layout is self._layout
+        first = partial(self._prefill, layout) if prefills else None
+        self._afterwards.start(first, [self._learn, self._remember, partial(self._sum_up, layout), self._reflect])
 
-    def _require_rest(self) -> None:
-        if self._replying:
-            raise RplaError("A reply is under way.", "Wait for its end, or stop it.")
+    async def _prefill(self, layout: _Layout) -> None:
+        model: Any = self.model
+        await model.prefill(layout.builder.stable_messages(layout.history), self.id)
 
-    def _place(self, turn: Turn) -> int:
-        for place, on_branch in enumerate(self._branch):
-            if on_branch.id == turn.id:
-                return place
-        raise RplaError("That turn is not on the open branch.", "Open its branch first.")
+    async def _learn(self) -> None:
+        if await asyncio.to_thread(self.mind.learn_notes):
+            self._layout = None
 
-    def _start_prefill(self, layout: _Layout) -> None:
-        if self._settings.chat.prefill and capabilities_of(self.model).prefill and layout is self._layout:
-            messages = layout.builder.stable_messages(layout.history)
-            prefill: Any = self.model
-            self._prefill = asyncio.create_task(prefill.prefill(messages, self.id))
+    async def _remember(self) -> None:
+        await self.mind.remember(self._log, self.id, self.model, self._thinking)
+
+    async def _sum_up(self, layout: _Layout) -> None:
+        if layout is self._layout:
+            await self.mind.sum_up(layout.history, self._branch, self.model, self._thinking, self._macros)
+
+    async def _reflect(self) -> None:
+        await self.mind.reflect(self.id, self._branch, self.model, self._thinking, self._macros)
+
+    @property
+    def _thinking(self) -> Options:
+        """How the model is asked about what was said: apart from the conversation, so that its cache is left alone."""
+        return Options(seed=self._settings.sampling.seed, conversation=f"thinking {self.id}")
 
 
 @cache
@@ -438,6 +375,14 @@ async def _run(context: ChatContext, events: asyncio.Queue[TurnEvent | None]) ->
         events.put_nowait(None)
 
 
+def _packed(section: Section) -> list[Any]:
+    """A section as a turn's meta keeps it: without its text."""
+    packed: list[Any] = [section.name, section.tokens, section.source]
+    if section.items:
+        packed.append([[item.id, round(item.score, 3), item.reason] for item in section.items])
+    return packed
+
+
 def _joined(begun: Turn, draft: Draft) -> str:
     """A reply and what goes on from it, with the white space that the model put between, or a space between words."""
     before, after = begun.text.rstrip(), draft.text.lstrip()
@@ -445,8 +390,3 @@ def _joined(begun: Turn, draft: Draft) -> str:
     if not between and before[-1:].isascii() and after[:1].isascii():
         between = " "
     return f"{before}{between}{after}"
-
-
-def _lasting(turn: Turn) -> dict[str, Any]:
-    """What of a turn's meta still holds when its text is said again elsewhere."""
-    return {key: value for key, value in turn.meta.items() if key in ("greeting",)}

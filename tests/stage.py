@@ -12,6 +12,7 @@ from rpla.core.events import TurnCommitted, TurnEvent
 from rpla.core.ids import id_of
 from rpla.core.models.scripted import ScriptedModel
 from rpla.core.settings import Settings
+from rpla.memory.gate import Verdict
 
 KEEPER = Character(
     id=id_of("test", "keeper"),
@@ -73,3 +74,9 @@ async def said(turn: AsyncGenerator[TurnEvent, None]) -> str:
 
 def scripted(*replies: str) -> ScriptedModel:
     return ScriptedModel(*replies)
+
+
+def keep_everything(monkeypatch: Any) -> None:
+    """Have the gate keep whatever is said: for tests of what becomes of memories, not of which are made."""
+    kept = Verdict(label="fact", fact=1.0, keep=True)
+    monkeypatch.setattr("rpla.memory.remember._gate", lambda embedder: lambda said: kept)

@@ -85,10 +85,29 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_chat_on_a_scripted_model_imports_nothing_heavy(tmp_path: Path) -> None:
+    # What is loaded after the reply, for memory and knowledge, is left out: words alone serve, and the card.
+    code = f"""
+from pathlib import Path
+from rpla import Agent, load_settings
+from rpla.core.home import Home
+home = Path({str(tmp_path)!r})
+settings = load_settings(Home(home), {{"memory.embedder": "words", "chat.alignment": "icl-few"}})
+with Agent("ada-lovelace", model="scripted:Yes.", home=home, settings=settings) as agent:
+    assert agent.say("Are you there?").text == "Yes."
+"""
+    assert imported_by(code).isdisjoint({*HEAVY, "xllamacpp", "langchain_openai", "openai"})
+
+
+def test_nothing_heavy_is_imported_before_the_first_reply(tmp_path: Path) -> None:
     code = f"""
 from rpla import Agent
 with Agent("ada-lovelace", model="scripted:Yes.", home={str(tmp_path)!r}) as agent:
-    assert agent.say("Are you there?").text == "Yes."
+    for event in agent.stream("Are you there?"):
+        if type(event).__name__ == "TextDelta":
+            import os, sys
+            print(*sys.modules)
+            sys.stdout.flush()
+            os._exit(0)
 """
     assert imported_by(code).isdisjoint({*HEAVY, "xllamacpp", "langchain_openai", "openai"})
 

@@ -99,7 +99,7 @@ def test_any_searcher_is_measured_by_its_first_ten_distinct_turns(tmp_path: Path
     few = conversation(qa=[{"question": "?", "evidence": ["D10:29", "D10:20", "D10:19"], "category": 1}])
     result = measure_searcher(write(tmp_path, few, few | {"sample_id": "conv-2"}), Repeats)
     assert (result.questions, result.recall_at_10, result.hit_at_10) == (2, pytest.approx(2 / 3), 1.0)
-    assert [row.name for row in result.results()][:3] == ["recall_at_10", "hit_at_10", "recall_at_10_category_1"]
+    assert [row.name for row in result.results()][:3] == ["recall_at_10", "hit_at_10", "category_1_recall_at_10"]
 
 
 def test_sessions_may_stand_apart_from_the_questions(tmp_path: Path) -> None:

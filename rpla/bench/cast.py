@@ -19,6 +19,75 @@ _USER_SENTENCES = (
     "People below say the winter will be long, though they say so every year.",
     "Tell me again about the ship that came in without a crew, and leave nothing out.",
 )
+_WHO = (
+    "my sister Ines",
+    "the harbour master",
+    "old Mr Pascoe",
+    "my cousin Joan",
+    "the new doctor",
+    "our teacher",
+    "the baker's son",
+    "my friend Tomas",
+    "the postmistress",
+    "my brother Wilf",
+    "the curate",
+    "Aunt Hester",
+    "the ferryman",
+    "my neighbour Ruth",
+    "the piper",
+    "Captain Vane",
+    "the twins",
+    "my landlady",
+    "the watchmaker",
+    "little Annie",
+)
+_DID = (
+    "bought a red boat",
+    "lost a silver ring",
+    "was bitten by a dog",
+    "learned to swim",
+    "fell out with the miller",
+    "planted an apple tree",
+    "broke an arm",
+    "wrote a long letter",
+    "sang at a wedding",
+    "sold two horses",
+    "found an old map",
+    "got engaged",
+    "painted the chapel door",
+    "started a school",
+    "caught a fever",
+    "won a race",
+    "burned the bread",
+    "saw a whale",
+    "lent me forty pounds",
+    "gave up smoking",
+)
+_WHERE = (
+    "in Lisbon",
+    "by the quay",
+    "in Penzance",
+    "up at the farm",
+    "near the old mine",
+    "on the island",
+    "in Bristol",
+    "behind the church",
+    "at the fair",
+    "in the valley",
+    "on the train to Leeds",
+    "in the storm",
+    "at midsummer",
+    "before Christmas",
+    "on a Sunday",
+    "last March",
+)
+
+
+def told(number: int) -> str:
+    """A fact that a user may tell; there are 6,400."""
+    who, did = _WHO[number % len(_WHO)], _DID[number // len(_WHO) % len(_DID)]
+    text = f"{who} {did} {_WHERE[number // len(_WHO) // len(_DID) % len(_WHERE)]}."
+    return text[0].upper() + text[1:]
 
 
 def text_of(sentences: tuple[str, ...], size: int, measure: Callable[[str], int], start: int = 0) -> str:

@@ -90,10 +90,9 @@ class LocomoResult:
             Result("recall_at_10", self.recall_at_10, "≥ 0.77"),
             Result("hit_at_10", self.hit_at_10, "≥ 0.84"),
             *(
-                Result(f"recall_at_10_category_{category}", recall, targets.get(category, ""))
+                Result(f"category_{category}_recall_at_10", recall, targets.get(category, ""))
                 for category, recall in self.recall_by_category.items()
             ),
-            Result("questions", self.questions),
             Result("query_p95_ms", self.query_p95_ms),
         ]
 

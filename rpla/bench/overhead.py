@@ -1,7 +1,6 @@
 """What a turn costs beside the model: time and disk, with a model that answers at once."""
 
 import asyncio
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from rpla.agent import Agent
 from rpla.bench.cast import keeper, user_text
+from rpla.bench.commits import BareCommits
 from rpla.bench.result import Result, percentile
 from rpla.core.models.base import estimate_tokens
 from rpla.core.models.scripted import ScriptedModel
@@ -33,10 +33,7 @@ async def _measure(folder: Path, turns: int) -> list[Result]:
         home=folder / "home",
         settings=Settings(),
     )
-    bare = sqlite3.connect(folder / "bare.db", isolation_level=None)
-    bare.execute("PRAGMA journal_mode=WAL")
-    bare.execute("PRAGMA synchronous=FULL")
-    bare.execute("CREATE TABLE turns (text TEXT)")
+    bare = BareCommits(folder / "bare.db")
     agent.new_chat(greeting=None)
     turn_ms: list[float] = []
     bare_ms: list[float] = []
@@ -47,10 +44,7 @@ async def _measure(folder: Path, turns: int) -> list[Result]:
         begun = time.perf_counter()
         await agent.asay(text)
         turn_ms.append((time.perf_counter() - begun) * 1000)
-        begun = time.perf_counter()
-        for said in (text, reply):
-            bare.execute("INSERT INTO turns VALUES (?)", (said,))
-        bare_ms.append((time.perf_counter() - begun) * 1000)
+        bare_ms.append(bare.write_ms((text, reply)))
     bare.close()
     agent._log.checkpoint()
     agent.close()

@@ -1,9 +1,12 @@
 """`rpla bench`: measure this machine."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rpla.bench.result import Result
 from rpla.cli.output import print_json, print_table, say
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
@@ -37,7 +40,7 @@ def chat(
         raise RplaError("The section batch needs an hf: model.", "--hf hf:FOLDER")
     if turns < 40:
         raise RplaError("Growth over fewer than 40 turns says nothing.", "--turns 1000")
-    results = []
+    results: list[Result] = []
     for name in sections:
         say(f"{name} …")
         match name:
@@ -57,6 +60,48 @@ def chat(
                 from rpla.bench.startup import measure_startup
 
                 results += measure_startup()
+    _show(results, as_json)
+
+
+@app.command()
+def memory(
+    section: Annotated[
+        list[str] | None,
+        typer.Option(help="locomo, scale, turn, hygiene or knowledge; where none is given, all whose data is."),
+    ] = None,
+    locomo: Annotated[Path | None, typer.Option(help="LoCoMo's JSON file, for the section locomo.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="A folder of novels, for the section scale.")] = None,
+    character100: Annotated[Path | None, typer.Option(help="Character100's folder, for the section knowledge.")] = None,
+    novel: Annotated[Path | None, typer.Option(help="A novel, for the section knowledge.")] = None,
+    size: Annotated[int, typer.Option(help="Memories of the section scale.")] = 100_000,
+    memories: Annotated[int, typer.Option(min=0, max=6_000, help="Memories of the section turn.")] = 5_000,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of the section turn.")] = 200,
+    model: Annotated[str, typer.Option(help="A llamacpp: model, to see in the section turn what it reads anew.")] = "",
+    embedder: Annotated[str, typer.Option(help="minilm, hashing, or a sentence-transformers folder.")] = "minilm",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how well characters remember, and what it costs."""
+    from rpla.bench.memory import MemoryBench
+
+    bench = MemoryBench(
+        embedder=embedder,
+        locomo=locomo,
+        texts=texts,
+        character100=character100,
+        novel=novel,
+        size=size,
+        memories=memories,
+        turns=turns,
+        model=model,
+    )
+    results: list[Result] = []
+    for name in bench.sections(section):
+        say(f"{name} …")
+        results += bench.measure(name)
+    _show(results, as_json)
+
+
+def _show(results: Sequence[Result], as_json: bool) -> None:
     if as_json:
         print_json({result.name: round(result.value, 4) for result in results})
     else:

@@ -1,13 +1,12 @@
 """`rpla chats`: what was said, as lists, files and search."""
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rpla.cli.output import print_table, say
+from rpla.cli.output import date, escaped, excerpt, print_json, print_table, say
 
 if TYPE_CHECKING:
     from rpla.core.chatlog import ChatInfo, Turn
@@ -34,9 +33,9 @@ def list_chats(
     with _Cast() as cast:
         infos = cast.log.chats(user=cast.user_id(user), character=cast.character_id(character), deleted=deleted)
         if as_json:
-            _print_json([cast.facts(info) for info in infos])
+            print_json([cast.facts(info) for info in infos])
             return
-        rows = [(info.id[:8], cast.name(info), _date(info.updated), info.turns, info.title) for info in infos]
+        rows = [(info.id[:8], cast.name(info), date(info.updated), info.turns, info.title) for info in infos]
         print_table(("chat", "character", "last used", "turns", "title"), rows)
 
 
@@ -49,7 +48,7 @@ def show(id: Id, as_json: Json = False) -> None:
         info = cast.chat(id)
         turns = cast.log.branch(info.head)
         if as_json:
-            _print_json({**cast.facts(info), "turns": [_turn_facts(turn) for turn in turns]})
+            print_json({**cast.facts(info), "turns": [_turn_facts(turn) for turn in turns]})
             return
         names = cast.names(info)
         print("\n\n".join(terminal_safe(f"{names.of(turn.role)}: {turn.text.strip()}") for turn in turns))
@@ -69,13 +68,13 @@ def search(
             " ".join(words), user=cast.user_id(user), character=cast.character_id(character), limit=limit
         )
         if as_json:
-            _print_json([{"chat": cast.facts(hit.chat), "turn": _turn_facts(hit.turn)} for hit in hits])
+            print_json([{"chat": cast.facts(hit.chat), "turn": _turn_facts(hit.turn)} for hit in hits])
             return
         if not hits:
             say("Nothing was found.")
             return
         rows = [
-            (hit.chat.id[:8], _date(hit.turn.created), cast.names(hit.chat).of(hit.turn.role), _excerpt(hit.turn.text))
+            (hit.chat.id[:8], date(hit.turn.created), cast.names(hit.chat).of(hit.turn.role), excerpt(hit.turn.text))
             for hit in hits
         ]
         print_table(("chat", "said", "by", "text"), rows)
@@ -102,7 +101,7 @@ def export(
     if file == "-":
         from rpla.core.terminal import terminal_safe
 
-        sys.stdout.write(terminal_safe(text) if chosen == "md" else _escaped(text))
+        sys.stdout.write(terminal_safe(text) if chosen == "md" else escaped(text))
         return
     try:
         with Path(file).open("w" if overwrite else "x", encoding="utf-8", newline="\n") as opened:
@@ -238,30 +237,3 @@ class _Cast:
 
 def _turn_facts(turn: "Turn") -> dict[str, Any]:
     return {"id": turn.id, "parent": turn.parent, "role": turn.role, "text": turn.text, "created": turn.created}
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print(_escaped(json.dumps(value, ensure_ascii=False, indent=2)))
-
-
-def _escaped(text: str) -> str:
-    """JSON with all that `terminal_safe` would take out written as escapes: safe to print, and nothing is lost."""
-    from rpla.core.terminal import terminal_safe
-
-    def escaped(match: re.Match[str]) -> str:
-        return match[0] if terminal_safe(match[0]) == match[0] else f"\\u{ord(match[0]):04x}"
-
-    return re.sub("[^\n -~]", escaped, text)
-
-
-def _excerpt(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else line[:99] + "…"
-
-
-def _date(seconds: float) -> str:
-    from datetime import datetime
-
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

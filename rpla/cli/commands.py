@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpla.cli.output import print_table, say
+from rpla.cli.output import date, excerpt, print_table, say
 from rpla.core.errors import RplaError
 from rpla.core.nearest import nearest_hint
 from rpla.core.terminal import terminal_safe
@@ -87,13 +87,64 @@ def rewind(conversation: "Conversation", rest: str) -> None:
 
 
 def why(conversation: "Conversation", rest: str) -> None:
-    """Show what the last reply stood on: the parts of its prompt, with tokens and sources."""
+    """Show what the last reply stood on: the parts of its prompt, and what was recalled, with scores and reasons."""
     sections = conversation.agent.chat.why()
     if not sections:
         say("The last reply has no prompt on record.")
         return
     rows = [(section.name, section.tokens, section.source) for section in sections]
     print_table(("section", "tokens", "source"), [*rows, ("all", sum(s.tokens for s in sections), "")])
+    listed: list[str] = []
+    for section in sections:
+        if not section.items:
+            continue
+        texts = conversation.agent.texts_of(section)
+        print(f"\n{terminal_safe(section.name)}:")
+        for item in section.items:
+            number = ""
+            if section.name == "memories":
+                listed.append(item.id)
+                number = f"{len(listed)}."
+            # Lore is in the card, and its source above names the entries.
+            text = excerpt(texts.get(item.id, "")) or ("" if section.name == "lore" else "[forgotten since]")
+            print(terminal_safe(f"{number:>4} {item.score:.2f}  {text}  ({item.reason})"))
+    if listed:
+        conversation.listed = tuple(listed)
+        say("/forget NUMBER takes a memory away for good.")
+
+
+def remember(conversation: "Conversation", rest: str) -> None:
+    """/remember TEXT has the character remember it from here on; rewinding the chat undoes it."""
+    memory = conversation.agent.remember(rest)
+    say(f"{conversation.agent.character.spoken_name} remembers: {excerpt(memory.text)}")
+
+
+def memories(conversation: "Conversation", rest: str) -> None:
+    """/memories WORDS shows what comes to mind at them; without words, all that can be recalled, the newest first."""
+    found = conversation.agent.memories(rest)
+    conversation.listed = tuple(one.memory.id for one in found)
+    if not found:
+        say("Nothing comes to mind.")
+        return
+    head = ("", "score", "why", "text") if rest else ("", "when", "matters", "text")
+    rows = [
+        (number, f"{one.score:.2f}", one.reason, excerpt(one.memory.text))
+        if rest
+        else (number, date(one.memory.created), f"{one.importance:.2f}", excerpt(one.memory.text))
+        for number, one in enumerate(found, 1)
+    ]
+    print_table(head, rows)
+    say("/forget NUMBER takes one away for good.")
+
+
+def forget(conversation: "Conversation", rest: str) -> None:
+    """/forget NUMBER takes a memory from the last /memories or /why away, for good; what was said stays."""
+    if not conversation.listed:
+        raise RplaError("No memories were listed yet.", "/memories or /why shows them with numbers.")
+    id = conversation.listed[_number(rest, len(conversation.listed)) - 1]
+    fell = len(conversation.agent.forget([id])) - 1
+    also = f", and {fell} that stood on it" if fell else ""
+    say(f"Forgotten for good{also}. `rpla memory erase` takes what was said, too.")
 
 
 def persona(conversation: "Conversation", rest: str) -> None:
@@ -200,6 +251,9 @@ COMMANDS: dict[str, Callable[["Conversation", str], None]] = {
     "branch": branch,
     "rewind": rewind,
     "why": why,
+    "remember": remember,
+    "memories": memories,
+    "forget": forget,
     "persona": persona,
     "model": model,
     "new": new,

@@ -25,6 +25,8 @@ class Conversation:
     def __init__(self, agent: "Agent") -> None:
         self.agent = agent
         self.ended = False
+        self.listed: tuple[str, ...] = ()
+        """Ids of the memories that were shown last, in the order of their numbers."""
         # Where the output is read by a program, a reply is printed once it is whole: it may still be replaced.
         self._streams = sys.stdout.isatty()
 
@@ -107,9 +109,9 @@ class Conversation:
         for turn in self.agent.chat.turns[-_SHOWN_TURNS:]:
             self.show(turn)
 
-    def settle(self) -> None:
-        """Wait for background work, so that nothing is cut off."""
-        run_sync(self.agent.chat.settled())
+    def leave(self) -> None:
+        """Remember what can be remembered at once; the rest is done at the next start."""
+        run_sync(self.agent.chat.leave())
 
     def _prepare_line_editing(self) -> None:
         try:

@@ -7,6 +7,8 @@ import typer
 from rpla.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
+    from rpla.core.doctor import Finding
+    from rpla.core.home import Home
     from rpla.core.snapshot import RestoreReport
 
 
@@ -22,11 +24,11 @@ def doctor(
     from rpla.core.snapshot import restore
 
     home = find_home()
-    findings = examine(home)
+    findings = [*examine(home), _memory(home)]
     if mend:
         if any(finding.mendable for finding in findings):
             _tell(restore(home))
-            findings = examine(home)
+            findings = [*examine(home), _memory(home)]
         else:
             say("There is nothing to mend in the chat log.")
     if json:
@@ -38,6 +40,14 @@ def doctor(
                 say(f"{finding.area}: {finding.hint}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _memory(home: "Home") -> "Finding":
+    from rpla.core.doctor import Finding
+    from rpla.memory.doctor import soundness
+
+    found = soundness(home)
+    return Finding(area="memory", ok=found.ok, text=found.text, hint=found.hint)
 
 
 def _tell(report: "RestoreReport") -> None:

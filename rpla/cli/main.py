@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rpla.cli import bench, characters, chats, config, models
+from rpla.cli import bench, characters, chats, config, knowledge, memory, models
 from rpla.cli.chat import chat
 from rpla.cli.doctor import doctor
 from rpla.core.errors import RplaError
@@ -20,7 +20,9 @@ app = typer.Typer(
 app.command()(chat)
 app.add_typer(chats.app, name="chats")
 app.add_typer(characters.app, name="characters")
+app.add_typer(knowledge.app, name="knowledge")
 app.add_typer(models.app, name="models")
+app.add_typer(memory.app, name="memory")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command()(doctor)

@@ -68,8 +68,7 @@ class Database:
                 yield self.connection
                 self.connection.execute("COMMIT")
             except BaseException:
-                if self.connection.in_transaction:
-                    self.connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
 
     def backup(self, target: Path) -> None:
@@ -132,6 +131,10 @@ class Database:
                         db.execute(statement)
                     db.execute(f"PRAGMA application_id={schema.application_id}")
                     db.execute(f"PRAGMA user_version={schema.version}")
+
+    def _roll_back(self) -> None:
+        if self.connection.in_transaction:  # some errors of SQLite's end it by themselves
+            self.connection.execute("ROLLBACK")
 
     def _use_wal(self) -> None:
         """Switch to WAL. SQLite does not wait for other processes here, whatever the timeout."""

@@ -29,6 +29,21 @@ class Home:
         return self.root / "chats.db"
 
     @property
+    def memory(self) -> Path:
+        """What characters remember."""
+        return self.root / "memory.db"
+
+    @property
+    def knowledge(self) -> Path:
+        """What characters can look up: passages and their sources."""
+        return self.root / "knowledge.db"
+
+    @property
+    def chroma(self) -> Path:
+        """Chroma's index over passages; it can be made again at any time."""
+        return self.root / "chroma"
+
+    @property
     def snapshots(self) -> Path:
         """Copies of the chat log."""
         return self.root / "snapshots"

@@ -90,16 +90,18 @@ class PromptBuilder:
         *,
         count_tokens: Callable[[str], int],
         room: int,
+        notes_room: int = 0,
     ) -> None:
-        """`room` is the context window less the longest reply, in tokens."""
+        """`room` is the context window less the longest reply, in tokens; `notes_room` what of it is kept free for
+        memories and passages.
+        """
         self._character, self._persona, self._alignment, self._macros = character, persona, alignment, macros
         self._count, self._room = count_tokens, room
         self._prefix: tuple[list[BaseMessage], list[Section], list[str]] | None = None
         closing = alignment.card == "full" and character.closing_instructions.strip()
         self._closing = self._section("closing", closing, "card: post_history_instructions") if closing else None
-        self._tail_room = (self._closing.tokens if self._closing else 0) + (
-            character.lore.token_budget if alignment.lore and character.lore.entries else 0
-        )
+        lore_room = character.lore.token_budget if alignment.lore and character.lore.entries else 0
+        self._tail_room = (self._closing.tokens if self._closing else 0) + lore_room + notes_room
 
     def settle(self, first_message: str) -> None:
         """Fix what never changes in this chat; retrieved demonstrations are the nearest to its first message."""

@@ -43,7 +43,7 @@ def salvage_into(restored: Path, damaged: Path) -> Salvage:
     """Bring over what `damaged`, a copy that may be changed, has and `restored` has not."""
     salvage = Salvage()
     if not _has_tables(damaged):
-        _give_first_page(damaged, restored)
+        give_first_page(damaged, restored)
         if not _has_tables(damaged):
             return salvage
     with contextlib.closing(connect(restored)) as target, contextlib.closing(connect(damaged)) as source:
@@ -66,7 +66,7 @@ def _has_tables(file: Path) -> bool:
     return False
 
 
-def _give_first_page(damaged: Path, sound: Path) -> None:
+def give_first_page(damaged: Path, sound: Path) -> None:
     """Every log begins with the same page but for counters: where that one is lost, another log's serves."""
     with sound.open("rb") as file:
         page = bytearray(file.read(4096))
@@ -80,7 +80,7 @@ def _give_first_page(damaged: Path, sound: Path) -> None:
 def _salvage_chats(source: sqlite3.Connection, target: sqlite3.Connection, salvage: Salvage) -> None:
     known = {id: num for num, id in target.execute("SELECT num, id FROM chats")}
     columns = "num, id, user, character, title, created, updated, deleted, head"
-    for num, row in _rows(source, "chats", columns):
+    for num, row in read_rows(source, "chats", columns):
         if row is None or not _is_chat(row):
             salvage.unread_chats.append(num)
             continue
@@ -103,7 +103,7 @@ def _salvage_turns(source: sqlite3.Connection, target: sqlite3.Connection, salva
     known = {id: (num, chat) for num, id, chat in target.execute("SELECT num, id, chat FROM turns")}
     newest = dict(target.execute("SELECT chat, max(num) FROM turns GROUP BY chat"))
     lost: list[int] = []
-    for num, row in _rows(source, "turns", "num, id, chat, parent, role, created, text, meta"):
+    for num, row in read_rows(source, "turns", "num, id, chat, parent, role, created, text, meta"):
         if row is None or not _is_turn(row):
             lost.append(num)
             continue
@@ -166,7 +166,7 @@ def _set_heads(source: sqlite3.Connection, target: sqlite3.Connection, salvage: 
             )
 
 
-def _rows(db: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[int, tuple[Any, ...] | None]]:
+def read_rows(db: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[int, tuple[Any, ...] | None]]:
     """Row by row by number, so that one that cannot be read (None) takes no other with it."""
     try:
         last = db.execute(f"SELECT max(num) FROM {table}").fetchone()[0] or 0

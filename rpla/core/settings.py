@@ -43,10 +43,37 @@ class SamplingSettings(_Area):
 class ChatSettings(_Area):
     """How a turn runs."""
 
-    alignment: str = Field("icl-few", description="how the model is made to be the character: a preset's name")
+    alignment: str = Field("full", description="how the model is made to be the character: a preset's name")
     strict: bool = Field(False, description="show a reply only once it is checked")
     repairs: int = Field(1, ge=0, le=3, description="how often a reply that leaves the role is asked for again")
     prefill: bool = Field(True, description="read the finished turn into the model's cache while the user types")
+
+
+class MemorySettings(_Area):
+    """What characters remember of conversations."""
+
+    remember: bool = Field(True, description="keep what is worth remembering, after the reply")
+    embedder: str = Field("minilm", min_length=1, description="minilm, words (none), hashing, or a model folder")
+    recalled: int = Field(8, ge=0, le=64, description="most memories in one prompt")
+    tokens: int = Field(400, ge=0, description="most tokens of memories in one prompt")
+    relevance: float = Field(1.0, ge=0, description="weight of how well a memory fits what is said")
+    recency: float = Field(0.1, ge=0, description="weight of how lately it was said")
+    importance: float = Field(0.1, ge=0, description="weight of how much it matters")
+    half_life_days: float = Field(30.0, gt=0, description="days after which recency has halved")
+    floor: float = Field(0.12, ge=0, le=1, description="least relevance; below it nothing comes to mind")
+    across_chats: bool = Field(True, description="recall what was said in other chats with the same character")
+    importance_by: str = Field("rules", pattern="^(rules|model)$", description="who says how much something matters")
+    reflect_after: float = Field(5.0, gt=0, description="gathered importance at which a character reflects")
+    summarize: bool = Field(True, description="sum up what leaves the window, after the reply")
+
+
+class KnowledgeSettings(_Area):
+    """What characters look up in documents."""
+
+    passages: int = Field(4, ge=0, le=64, description="most passages in one prompt")
+    tokens: int = Field(800, ge=0, description="most tokens of passages in one prompt")
+    chunk_tokens: int = Field(180, ge=32, le=512, description="longest passage, in the embedder's tokens")
+    floor: float = Field(0.25, ge=0, le=1, description="least relevance; below it nothing is retrieved")
 
 
 class LlamaCppSettings(_Area):
@@ -84,6 +111,8 @@ class Settings(_Area):
     persona: PersonaSettings = PersonaSettings()
     sampling: SamplingSettings = SamplingSettings()
     chat: ChatSettings = ChatSettings()
+    memory: MemorySettings = MemorySettings()
+    knowledge: KnowledgeSettings = KnowledgeSettings()
     llamacpp: LlamaCppSettings = LlamaCppSettings()
     hf: HfSettings = HfSettings()
     openai: OpenAISettings = OpenAISettings()

@@ -9,12 +9,12 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rpla.core.chatlog import ChatLog
+from rpla.core.database import alone
 from rpla.core.errors import RplaError
 from rpla.core.home import Home
 from rpla.core.salvage import Salvage, connect, salvage_into
@@ -103,7 +103,7 @@ def restore(home: Home) -> RestoreReport:
     nothing, where another process has the log open or the disk is full.
     """
     try:
-        with _alone(home.chats), tempfile.TemporaryDirectory(dir=home.root, prefix=".restore-") as folder:
+        with alone(home.chats), tempfile.TemporaryDirectory(dir=home.root, prefix=".restore-") as folder:
             return _restore(home, Path(folder))
     except sqlite3.Error as error:
         raise RplaError(f"The chat log could not be put together again: {error}.", "Is the disk full?") from error
@@ -135,7 +135,7 @@ def _restore(home: Home, folder: Path) -> RestoreReport:
         raise RplaError(f"The chat log could not be put together again: {faults[0]}.")
     _to_disk(restored)
     if there:
-        damaged = _move_aside(home.chats)
+        damaged = move_aside(home.chats)
     restored.replace(home.chats)
     return RestoreReport(
         snapshot=snapshot,
@@ -174,27 +174,8 @@ def _faults(file: Path) -> list[str]:
         log.close()
 
 
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Refuse where another process has the log open: it would go on writing to the file that is moved aside."""
-    try:
-        import fcntl
-    except ImportError:  # On Windows an open file cannot be moved, which is as good.
-        yield
-        return
-    if not file.exists():
-        yield
-        return
-    with file.open("r+b") as opened:
-        try:
-            # The bytes on which SQLite holds a shared lock for as long as a log in WAL mode is open.
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)
-        except OSError as error:
-            raise RplaError(f"{file} is open in another process.", "Close every rpla, then try again.") from error
-        yield
-
-
-def _move_aside(file: Path) -> Path:
+def move_aside(file: Path) -> Path:
+    """Put a damaged database beside itself under another name, with what belongs to it; where it is now."""
     stamp = datetime.now(UTC).strftime(_STAMP)
     aside = file.with_name(f"{file.name}.damaged-{stamp}")
     number = 1
