@@ -56,7 +56,8 @@ clean:
 
 .venv/run.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing rpla …" >&2
-	@$(PIP) install --quiet --constraint constraints.txt --editable . >&2
+	@$(PIP) install --quiet --constraint constraints.txt torch==2.13.0 >&2
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[local]' >&2
 	@touch $@
 
 .venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python

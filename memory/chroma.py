@@ -173,7 +173,12 @@ class ChromaIndex:
             except ImportError as error:
                 raise MissingExtra("The index of meanings", "local") from error
             settings = Settings(anonymized_telemetry=False, is_persistent=True)
-            client = chromadb.PersistentClient(str(self.folder), settings=settings)
+            try:
+                client = chromadb.PersistentClient(str(self.folder), settings=settings)
+            except BaseException:
+                # Chroma keeps what it could not start, and would hand that out again once the files are mended.
+                Client._identifier_to_system.pop(str(self.folder), None)
+                raise
             assert isinstance(client, Client)  # for its close()
             self._client = client
         return self._client

@@ -119,8 +119,13 @@ def fits(by_words: Sequence[tuple[int, float]], nearest: float, floor: float) ->
     return nearest >= floor or any(share >= _STRONG for _, share in by_words)
 
 
-def fused(by_words: Sequence[tuple[int, float]], by_meaning: Sequence[tuple[int, float]] | None) -> list[Match]:
-    """Both lists as one, best first, by reciprocal rank. `by_meaning` is None without an embedder."""
+def fused(
+    by_words: Sequence[tuple[int, float]], by_meaning: Sequence[tuple[int, float]] | None, floor: float
+) -> list[Match]:
+    """Both lists as one, best first, by reciprocal rank, without what is below the floor in both.
+
+    `by_meaning` is None without an embedder.
+    """
     ranks = defaultdict[int, float](float)
     for rank, (num, _) in enumerate(by_words):
         ranks[num] += 1 / (_RANK + rank)
@@ -128,10 +133,11 @@ def fused(by_words: Sequence[tuple[int, float]], by_meaning: Sequence[tuple[int,
         ranks[num] += _MEANING / (_RANK + rank)
     most = (1.0 if by_meaning is None else 1 + _MEANING) / _RANK
     shares, cosines = dict(by_words), dict(by_meaning or ())
-    return [
-        Match(num, ranks[num] / most, shares.get(num, 0.0), cosines.get(num))
+    found = [
+        Match(num, min(1.0, ranks[num] / most), shares.get(num, 0.0), cosines.get(num))
         for num in sorted(ranks, key=lambda num: (-ranks[num], num))
     ]
+    return [match for match in found if match.words >= floor or (match.meaning or 0.0) >= floor]
 
 
 def _shares(index: WordIndex, query: str, nums: Sequence[int]) -> dict[int, float]:

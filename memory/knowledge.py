@@ -188,7 +188,7 @@ class Knowledge:
         by_meaning = nearest
         if nearest and about:
             by_meaning = self._meanings.search(character, stamp, f"{about}: {query}", CANDIDATES, cutoff, allowed)
-        matches = fused(by_words, by_meaning)[:limit]
+        matches = fused(by_words, by_meaning, self._settings.floor)[:limit]
         # Once more, where the truth is: an index may know less than it.
         pieces = self._store.pieces([match.num for match in matches], character, cutoff)
         return [_passage(pieces[match.num], match) for match in matches if match.num in pieces]

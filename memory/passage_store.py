@@ -219,7 +219,11 @@ class PassageStore:
         if len(sizes) > 1:
             raise RplaError(f"{self.path} holds vectors of several sizes.", "`rpla knowledge reindex` makes them anew.")
         matrix = np.frombuffer(b"".join(row[2] for row in rows), dtype="<f4").astype(np.float32)
-        return [row[0] for row in rows], [row[1] for row in rows], matrix.reshape(len(rows), -1)
+        return (
+            [row[0] for row in rows],
+            [row[1] for row in rows],
+            matrix.reshape(len(rows), sizes.pop() // 4 if sizes else 0),
+        )
 
     def without_vector(self, character: str, embedder: str) -> list[Piece]:
         """A character's passages whose vector is not there, or another embedder's."""

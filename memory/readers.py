@@ -110,7 +110,7 @@ def decoded(data: bytes, name: str) -> tuple[str, str]:
         except UnicodeDecodeError:
             raise RplaError(f"{name} is not text in UTF-8.", "Save it as UTF-8, or leave it out.") from None
         note = f"{name} is not UTF-8; it was read as Windows-1252. Save it as UTF-8 where letters came out wrong."
-    if "\0" in text or len(_CONTROL.findall(text)) * 50 > len(text):
+    if "\0" in text or len(_CONTROL.findall(text)) * 20 > len(text):
         raise RplaError(f"{name} is not a text file.", f"These are read: {', '.join(KINDS)}.")
     return text.replace("\r\n", "\n").replace("\r", "\n"), note
 

@@ -53,6 +53,7 @@ def split(parts: Sequence[Part], *, tokens: int, embedder: str, id: str) -> list
         tokenizer=_tokenizer(embedder),
         chunking_tokenizer_fn=sentences,
         paragraph_separator="\n\n",
+        include_metadata=False,  # else it prints warnings about metadata that there is none of
     )
     documents = [Document(text=part.text, id_=f"{id}/{number}", metadata={}) for number, part in enumerate(parts)]
     nodes = IngestionPipeline(transformations=[splitter], disable_cache=True).run(documents=documents)

@@ -153,7 +153,7 @@ def test_an_erased_turn_is_in_no_file_any_more(home: Home, log: ChatLog) -> None
     assert [turn for turn in after if turn.text] == [before[turn.id] for turn in after if turn.text]
     kept = memories(home)
     assert [one.text for one in kept] == [turn.text for turn in after if turn.text]
-    assert [one.context for one in kept] == ["", PLAIN, "", "I shall be silent about that"]
+    assert [one.context for one in kept] == ["", PLAIN, "", ""]
     assert home.history.read_text("utf-8") == "hello\nbye\n"
     assert log.search("Zwölfkampf") == []
     assert len(log.search("silent")) == 1

@@ -40,6 +40,7 @@ from rpla.core.chatlog import ChatLog
 from rpla.core.events import TurnCommitted, TurnStarted
 from rpla.core.models.scripted import ScriptedModel
 from rpla.core.settings import Settings
+from rpla.mind import Mind
 from rpla.memory.episodic import EpisodicMemory
 from rpla.memory.gate import Verdict
 from rpla.memory.remember import remember
