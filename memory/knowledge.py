@@ -1,10 +1,11 @@
 """What characters know by looking it up: documents are added as passages, and the fitting ones are found."""
 
 import math
+import os
 from pathlib import Path
 
 from rpla.core.database import id_bytes, require_whole
-from rpla.core.errors import RplaError
+from rpla.core.errors import MissingExtra, RplaError
 from rpla.core.home import Home
 from rpla.core.ids import id_of
 from rpla.core.settings import KnowledgeSettings
@@ -58,7 +59,7 @@ class Knowledge:
         file keeps what it had. Raises RplaError where the path or a single file cannot be read; nothing of it is kept.
         """
         id_bytes(character)
-        path = path.expanduser().absolute()
+        path = Path(os.path.abspath(path.expanduser()))
         known = {source.path: source for source in self._store.sources(character)}
         told: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": [], "removed": []}
         failed: list[str] = []
@@ -84,9 +85,10 @@ class Knowledge:
             )
             source = timed(source, story, story_time, before)
             try:
+                require_whole(str(file))
                 outcome, count, note = self._adding.put(source, read_bytes(file), before, progress)
             except RplaError as error:
-                if not in_folder:
+                if not in_folder or isinstance(error, MissingExtra):
                     raise
                 failed.append(error.message)
                 continue

@@ -20,6 +20,7 @@ class Meanings:
         self._chroma = chroma_at(chroma)
         self._exact = ExactVectors(store)
         self._notices: dict[str, bool] = {}
+        self._names: dict[str, tuple[str, frozenset[str]]] = {}
 
     def close(self) -> None:
         """Let another process have Chroma."""
@@ -45,9 +46,9 @@ class Meanings:
         embedder = self._embedder.ready if self._embedder is not None else None
         if self._embedder is None or embedder is None:
             return None
-        vectors = self._store.embedders(character)
-        if embedder.name not in vectors:
-            if others := [name for name in vectors if name]:
+        names = self._embedders(character, stamp)
+        if embedder.name not in names:
+            if others := sorted(filter(None, names)):
                 self.notice(
                     f"Passages are found by words alone: their vectors are {others[0]}'s, and the embedder is "
                     f"{embedder.name}. {_MEND} them anew."
@@ -107,6 +108,14 @@ class Meanings:
             fault = self._chroma.fault(character, self._store.stamp(character), wanted, vectors[wanted])
             faults += [f"{fault} (passages of {character}). {_MEND} the index anew."] if fault else []
         return faults
+
+    def _embedders(self, character: str, stamp: str) -> frozenset[str]:
+        """Whose vectors there are; counted once for each state of the store."""
+        known, names = self._names.get(character, ("", frozenset[str]()))
+        if known != stamp:
+            names = frozenset(self._store.embedders(character))
+            self._names[character] = (stamp, names)
+        return names
 
     def _update(self, character: str, progress: Callable[[str, int, int], None] | None) -> None:
         name = self._own(self._store.embedders(character))

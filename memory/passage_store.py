@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +71,6 @@ class PassageStore:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
-
-    def transaction(self) -> AbstractContextManager[object]:
-        """Several writes that are on the disk together, or not at all."""
-        return self._database.writing()
 
     # Writing
 

@@ -90,7 +90,7 @@ async def summarize(
         options,
         conversation=f"summary {last.chat}",
         temperature=0.0,
-        repetition_penalty=1.0,
+        repetition_penalty=1.1,  # without, a small model copies what was said
         max_tokens=plan.tokens,
         json_schema=None,
         stop=(),

@@ -34,10 +34,8 @@ BENCH = MemoryBench(embedder="hashing", memories=60, turns=6)
 
 
 @pytest.fixture(autouse=True)
-def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(at_hand, "user_cache_path", lambda *_, **__: cache)
-    return cache
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(at_hand, "user_cache_path", lambda *_, **__: tmp_path / "cache")
 
 
 @pytest.fixture
@@ -77,15 +75,15 @@ def test_scale_uses_sentences_again_where_there_are_too_few(novels: Path) -> Non
     results = values(replace(BENCH, texts=novels, size=1000).measure("scale"))
     assert list(results) == SCALE
     assert (results["memories"], results["distinct_memories"]) == (1000, 20 * (35 - 15))
-    assert results["exact_recall_at_10"] == 1
-    few = values(replace(BENCH, texts=novels, size=200).measure("scale"))
-    assert (few["memories"], few["distinct_memories"]) == (200, 200)
+    assert results["exact_recall_at_10"] > 0.97
 
 
 def test_each_character_remembers_its_own_part_and_not_what_it_is_asked(novels: Path) -> None:
     sentences = read_novels(novels)
     shares = scale.shares_of(sentences, embedded(sentences, HashingEmbedder()), 1000)
     assert len({text for share in shares for text in (*share.texts, *share.queries)}) == 700
+    assert {share.distinct for share in shares} == {20}
+    assert {share.distinct for share in scale.shares_of(sentences, np.zeros((700, 2), np.float32), 200)} == {10}
     for share in shares:
         assert len(share.texts) == len(share.vectors) == 50
         assert not set(share.texts) & set(share.queries)
@@ -105,7 +103,7 @@ def test_a_store_that_rounds_too_much_is_seen(novels: Path, monkeypatch: pytest.
     assert results["exact_recall_at_10"] < 0.97
 
 
-def test_turn_gives_two_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turn_gives_two_figures() -> None:
     assert names(BENCH.measure("turn")) == ["turn_p50_ms", "turn_p95_ms"]
 
 
@@ -190,7 +188,7 @@ def test_hygiene_wants_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path:
         BENCH.measure("hygiene")
 
 
-def test_vectors_are_made_once(_cache: Path) -> None:
+def test_vectors_are_made_once() -> None:
     made: list[str] = []
 
     class Counted(HashingEmbedder):

@@ -325,7 +325,7 @@ def test_chroma_out_of_step_is_told_and_not_used(knowledge: Knowledge, home: Hom
     store = PassageStore(home.knowledge)
     store.remove(ADA, [knowledge.sources(ADA)[0].id])  # as another process would, that has no Chroma
     store.close()
-    assert [passage.source for passage in knowledge.search(ADA, "Analytical Engine", limit=3)] == ["other.md"]
+    assert [passage.source for passage in knowledge.search(ADA, "the difference engine", limit=3)] == ["other.md"]
     assert "out of step" in knowledge.take_notices()[0]
 
 
@@ -530,7 +530,11 @@ def test_erasing_a_character_leaves_nothing_of_it_in_the_home(knowledge: Knowled
     for words in (b"xylograph", b"secret.md", b"murder", b"novel.txt", bytes.fromhex(ADA), ADA.encode()):
         assert words not in kept, words
     assert nums
-    assert not any(vector.astype("<f4").tobytes() in kept for vector in vectors)
+    for number, vector in enumerate(vectors):
+        holding = [
+            str(f) for f in home.root.rglob("*") if f.is_file() and vector.astype("<f4").tobytes() in f.read_bytes()
+        ]
+        assert holding == [], (number, len(vectors))
     assert knowledge.sources(ADA) == []
     assert knowledge.cutoff(ADA) is None
     assert knowledge.search(ADA, "the murder", limit=1) == []
@@ -634,7 +638,7 @@ def test_the_commands_add_list_search_cut_off_remove_and_reindex(tmp_path: Path)
     assert "The loom weaves flowers." in shown.stdout
     assert not any(mark in shown.stdout for mark in "\x1b\x07\u202e")
     assert rpla("cutoff", "ada-lovelace", "0.4").stdout == "0.4\n"
-    found = json.loads(rpla("search", "ada-lovelace", "murder by the vicar", "--limit", 20, "--json").stdout)
+    found = json.loads(rpla("search", "ada-lovelace", "nobody knew of any murder", "--limit", 20, "--json").stdout)
     assert found
     assert all(passage["story_time"] <= 0.4 for passage in found)
     assert rpla("cutoff", "ada-lovelace", "none").stdout == "none\n"

@@ -296,7 +296,8 @@ def test_a_bad_file_in_a_folder_leaves_the_others_and_what_was_there_of_it(
     report = knowledge.add(ADA, tmp_path / "docs")
     assert (report.changed, len(report.failed)) == (("good.txt",), 1)
     assert "bad.txt is not a text file" in report.failed[0]
-    assert [place[0] for place in found(knowledge, "loom weaves")] == ["bad.txt", "good.txt"]
+    assert [place[0] for place in found(knowledge, "loom weaves")] == ["bad.txt"]
+    assert [place[0] for place in found(knowledge, "loom spins")] == ["good.txt"]
 
 
 def test_links_within_a_folder_are_not_followed(knowledge: Knowledge, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ async def talk(folder, chat_id, round):
     memory = EpisodicMemory(
         store, log, user=info.user, character=info.character, embedder=None, settings=settings.memory
     )
+    tell(alive=True)
     if round < 0:  # only to remember
         remember(memory, log, chat_id)
         tell(done=True)
@@ -117,8 +118,12 @@ class Nursery:
         heard = [self.hear()]
         while "pid" not in heard[-1]:
             heard.append(self.hear())
+        child = heard.pop()["pid"]
+        # However busy the machine is, most are killed while they talk, and some while they open the files.
+        while round % 5 and {"alive": True} not in heard:
+            heard.append(self.hear())
         time.sleep(life_s)
-        os.kill(heard.pop()["pid"], signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
         while "dead" not in (said := self.hear()):
             heard.append(said)
         assert said["dead"] in (signal.SIGKILL, 0)

@@ -224,6 +224,7 @@ async def test_the_prompt_fits_a_small_context(memory: EpisodicMemory) -> None:
         "null",
         '{"questions": "Why?"}',
         '{"questions": [1, null, {}]}',
+        '{"questions": ["\\ud83d who?", "a\\u0000 b?"]}',
         '{"insights": [{"text": 1, "notes": "2"}, "x", null]}',
         '{"insights": {"text": "Sam is brave."}}',
         "{" * 5000,

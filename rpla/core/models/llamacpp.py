@@ -25,6 +25,8 @@ from rpla.core.models.slots import Slots
 
 _QUIET = 0
 _MAGIC = b"GGUF"
+_BATCH = 64
+"""Tokens of a prompt that are read at a stretch: whoever speaks meanwhile waits for that long, and no longer."""
 _CACHE_RAM_MIB = 1024
 """For the states of chats that lost their slot to another; llama.cpp's own default is 8 GiB."""
 
@@ -99,7 +101,9 @@ class LlamaCppModel(RplaChatModel):
             try:
                 if cancelled.is_set():  # while it waited for a thread
                     return
-                answer = self._ask(messages, {"stream": True, **_request(options)}, options.conversation, on_chunk)
+                # Progress is reported after each batch of the prompt: that is where reading can be stopped.
+                streaming = {"stream": True, "return_progress": True}
+                answer = self._ask(messages, {**streaming, **_request(options)}, options.conversation, on_chunk)
                 if answer is not None:
                     put(answer)
             finally:
@@ -161,6 +165,7 @@ class LlamaCppModel(RplaChatModel):
         params.n_ctx = self.context * self.slots
         params.n_parallel = self.slots
         params.kv_unified = False
+        params.n_batch = params.n_ubatch = _BATCH
         params.cache_ram_mib = _CACHE_RAM_MIB
         params.n_gpu_layers = self.gpu_layers
         params.hostnames = [socket]
