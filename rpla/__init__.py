@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from rpla.core.library import CharacterLibrary
     from rpla.core.models.open import open_model
     from rpla.core.models.scripted import ScriptedModel
-    from rpla.core.prompt import Section
+    from rpla.core.prompt import Item, Section
     from rpla.core.settings import Settings, load_settings
+    from rpla.memory.knowledge import Knowledge
+    from rpla.memory.memories import Memory, Recalled
+    from rpla.memory.passages import Passage
 
 _HOMES = {
     "Agent": "rpla.agent",
@@ -25,13 +28,18 @@ _HOMES = {
     "Character": "rpla.core.character",
     "CharacterLibrary": "rpla.core.library",
     "Chat": "rpla.chat",
+    "Item": "rpla.core.prompt",
+    "Knowledge": "rpla.memory.knowledge",
     "Lore": "rpla.core.character",
     "LoreEntry": "rpla.core.character",
+    "Memory": "rpla.memory.memories",
     "MissingExtra": "rpla.core.errors",
     "Notice": "rpla.core.events",
     "PRESETS": "rpla.core.alignment",
+    "Passage": "rpla.memory.passages",
     "Persona": "rpla.core.character",
     "Profile": "rpla.core.character",
+    "Recalled": "rpla.memory.memories",
     "Reply": "rpla.agent",
     "RplaError": "rpla.core.errors",
     "ScriptedModel": "rpla.core.models.scripted",
@@ -53,12 +61,17 @@ __all__ = [
     "Character",
     "CharacterLibrary",
     "Chat",
+    "Item",
+    "Knowledge",
     "Lore",
     "LoreEntry",
+    "Memory",
     "MissingExtra",
     "Notice",
+    "Passage",
     "Persona",
     "Profile",
+    "Recalled",
     "Reply",
     "RplaError",
     "ScriptedModel",

@@ -209,6 +209,8 @@ class Agent:
 
     def close(self) -> None:
         """Close the chat log and the memory. Work in the background that is cut off is done at the next start."""
+        if self._chat is not None:
+            self._chat.close()
         self._log.close()
         self.mind.close()
 

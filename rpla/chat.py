@@ -139,6 +139,10 @@ class Chat(ChatTree):
         await self._afterwards.make_way()
         await asyncio.to_thread(self.mind.leave, self._log, self.id)
 
+    def close(self) -> None:
+        """Cut work in the background off, without waiting for it."""
+        self._afterwards.stop()
+
     # What is remembered
 
     def memories(self, words: str = "") -> list[Recalled]:

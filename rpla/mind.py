@@ -51,7 +51,7 @@ class Mind:
         """Without memory nothing is remembered, without knowledge nothing looked up; `notes` come with a character."""
         self.memory, self.knowledge = memory, knowledge
         self._character, self._alignment, self._settings, self._notes = character, alignment, settings, notes
-        self._caught_up = False
+        self._caught_up = self._learnt = False
 
     def room(self, room: int) -> int:
         """Tokens that memories and passages may take, of a context with so much room."""
@@ -80,12 +80,14 @@ class Mind:
 
     def learn_notes(self) -> bool:
         """Take in the notes that come with the character, and make vectors that are missing; whether they are new."""
-        if self.knowledge is None or not self._notes.strip():
+        if self.knowledge is None or self._learnt or not self._notes.strip():
             return False
+        embedder = self.knowledge.embedder
         try:
             report = self.knowledge.add_text(self._character.id, _NOTES, self._notes)
-            if self.knowledge.embedder is not None and self.knowledge.embedder.ready is not None:
+            if embedder is None or embedder.ready is not None:
                 self.knowledge.embed_missing(self._character.id)
+                self._learnt = True
         except MissingExtra as error:
             _log.info("%s", error)
             return False

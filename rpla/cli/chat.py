@@ -58,6 +58,7 @@ def chat(
             conversation.talk()
         else:
             conversation.answer_lines(sys.stdin)
+        conversation.leave()
 
 
 def _chosen(home: Path) -> str:

@@ -180,6 +180,8 @@ class PromptBuilder:
         note = history.summarised.note if history.summarised else ""
         spoken: list[BaseMessage] = []
         for message in history.window:
+            if not message.text:  # what was erased
+                continue
             if not spoken and isinstance(message, AIMessage):
                 spoken.append(HumanMessage(note or _OPENING))
             elif not spoken and note:
