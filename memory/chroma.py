@@ -1,5 +1,7 @@
 """Chroma's index over passages: ids and vectors, no text. One process owns it; it can be made again at any time."""
 
+import ctypes
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _ALWAYS = -1e300
 """The story time of what has none: before everything."""
+_M_PERTURB = -6
 _EF_SEARCH = 400
 """How many neighbours a search looks at; with Chroma's default, half of the nearest are missed."""
 
@@ -97,7 +100,7 @@ class ChromaIndex:
 
         Raises ChromaTrouble.
         """
-        with self._lock, _told():
+        with self._lock, _told(), _zeroed():
             client = self._opened()
             name = _named(character)
             there = {collection.name for collection in client.list_collections()}
@@ -197,6 +200,23 @@ class ChromaIndex:
         except Timeout:
             raise ChromaTrouble("Chroma is open in another process") from None
         self._owned = lock
+
+
+@contextmanager
+def _zeroed() -> Iterator[None]:
+    """Memory comes zeroed meanwhile, where the system's C library can do that (glibc).
+
+    Chroma writes a new index with all the room it reserved, and what was in that memory before: vectors of what was
+    erased a moment ago, or texts of this process.
+    """
+    fill = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if fill is not None:
+        fill(_M_PERTURB, 255)  # the complement of what memory is filled with
+    try:
+        yield
+    finally:
+        if fill is not None:
+            fill(_M_PERTURB, 0)
 
 
 @contextmanager

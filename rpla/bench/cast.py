@@ -1,9 +1,14 @@
 """What the benchmarks play with: a card, lore and user turns of exact sizes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from rpla.core.alignment import PRESETS
 from rpla.core.character import Character, Lore, LoreEntry
 from rpla.core.ids import id_of
+
+NO_MEMORY = replace(PRESETS["icl"], memory=False, reflection=False)
+"""The card alone: what memory costs is measured apart."""
 
 _SENTENCES = (
     "{{char}} keeps the lighthouse at Skerry Point and has not slept a whole night in eleven years.",

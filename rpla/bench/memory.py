@@ -7,12 +7,13 @@ from pathlib import Path
 from rpla.bench.result import Result
 from rpla.core.errors import RplaError
 
-SECTIONS = ("locomo", "scale", "turn", "hygiene", "knowledge")
+SECTIONS = ("locomo", "scale", "turn", "hygiene", "knowledge", "reflection")
 _KEPT = ("stored_precision", "stored_recall", "echoes", "superseded_above")
 _MEMORIES = 5000
 """What the character of the section turn remembers already."""
 _TURNS = 30
 """Turns with a model."""
+_REFLECTING_TURNS = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,10 @@ class MemoryBench:
                 return self._turn()
             case "hygiene":
                 return self._hygiene()
-            case _:
+            case "knowledge":
                 return self._knowledge()
+            case _:
+                return self._reflection()
 
     def _missing(self, section: str) -> str:
         """What to give for a section; empty where nothing is missing."""
@@ -72,6 +75,8 @@ class MemoryBench:
                 return "--texts FOLDER: novels as *.txt or */novel_text.txt."
             case "knowledge" if self.character100 is None and self.novel is None:
                 return "--character100 FOLDER, with qr.jsonl and articles/; --novel FILE."
+            case "reflection" if not self.model:
+                return "--model: one that reflects, such as llamacpp:FILE.gguf."
         return ""
 
     def _locomo(self) -> list[Result]:
@@ -123,3 +128,8 @@ class MemoryBench:
         if self.novel is not None:
             results += measure_novel(self.novel, self.embedder)
         return results
+
+    def _reflection(self) -> list[Result]:
+        from rpla.bench.reflecting import measure_reflecting
+
+        return measure_reflecting(self.model, self.embedder, turns=_REFLECTING_TURNS)

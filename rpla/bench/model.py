@@ -12,7 +12,7 @@ from pathlib import Path
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from rpla.agent import Agent
-from rpla.bench.cast import keeper, user_text
+from rpla.bench.cast import NO_MEMORY, keeper, user_text
 from rpla.bench.result import Result
 from rpla.core.errors import RplaError
 from rpla.core.events import TextDelta, TurnCommitted
@@ -81,7 +81,7 @@ async def _throughput(model: LlamaCppModel) -> float:
     ratios: list[float] = []
     with tempfile.TemporaryDirectory(prefix="rpla-bench-") as folder:
         settings = Settings(sampling=sampling, chat=ChatSettings(prefill=False))
-        agent = Agent(character, model=model, alignment="icl", home=Path(folder), settings=settings)
+        agent = Agent(character, model=model, alignment=NO_MEMORY, home=Path(folder), settings=settings)
         for number in range(_ROUNDS + 1):
             agent.new_chat(greeting=None)
             rates: dict[str, float] = {}
@@ -131,7 +131,7 @@ async def _chat(model: RplaChatModel, turns: int, *, prefill: bool) -> list[_Tur
     settings = Settings(sampling=SamplingSettings(max_tokens=120, seed=7), chat=ChatSettings(prefill=prefill))
     measured: list[_Turn] = []
     with tempfile.TemporaryDirectory(prefix="rpla-bench-") as folder:
-        agent = Agent(character, model=model, alignment="icl", home=Path(folder), settings=settings)
+        agent = Agent(character, model=model, alignment=NO_MEMORY, home=Path(folder), settings=settings)
         chat = agent.new_chat(greeting=None)
         for number in range(turns):
             text = user_text(number, 40, model.count_tokens, lore_entries=_LORE)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from rpla.agent import Agent
-from rpla.bench.cast import keeper, user_text
+from rpla.bench.cast import NO_MEMORY, keeper, user_text
 from rpla.bench.commits import BareCommits
 from rpla.bench.result import Result, percentile
 from rpla.core.models.base import estimate_tokens
@@ -29,7 +29,7 @@ async def _measure(folder: Path, turns: int) -> list[Result]:
     agent = Agent(
         keeper(700, estimate_tokens, lore_entries=_LORE, lore_tokens=60),
         model=ScriptedModel(reply, cycle=True),
-        alignment="icl",
+        alignment=NO_MEMORY,
         home=folder / "home",
         settings=Settings(),
     )

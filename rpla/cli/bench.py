@@ -67,7 +67,9 @@ def chat(
 def memory(
     section: Annotated[
         list[str] | None,
-        typer.Option(help="locomo, scale, turn, hygiene or knowledge; where none is given, all whose data is."),
+        typer.Option(
+            help="locomo, scale, turn, hygiene, knowledge or reflection; where none is given, all whose data is."
+        ),
     ] = None,
     locomo: Annotated[Path | None, typer.Option(help="LoCoMo's JSON file, for the section locomo.")] = None,
     texts: Annotated[Path | None, typer.Option(help="A folder of novels, for the section scale.")] = None,
