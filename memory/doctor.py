@@ -141,7 +141,7 @@ def embed_rows(store: MemoryStore, embed: Embedder | None, user: str, character:
     missing = [row for row in store.rows(user, character, embedder=embed.name) if row.vector is None]
     for start in range(0, len(missing), _BATCH):
         part = missing[start : start + _BATCH]
-        store.set_vectors([row.num for row in part], list(embed([row.memory.text for row in part])), embed.name)
+        store.set_vectors(part, list(embed([row.memory.text for row in part])), embed.name)
     return len(missing)
 
 

@@ -74,6 +74,11 @@ class LazyEmbedder:
         return self._loaded
 
     @property
+    def loading(self) -> bool:
+        """Whether it may still come."""
+        return self._loaded is None and self._error is None
+
+    @property
     def missing(self) -> str:
         """Why there is none: ``the embedder is loading``, or what keeps it from loading; empty where it is there."""
         if self._loaded is not None:
@@ -109,11 +114,10 @@ class LazyEmbedder:
             self._loaded = open_embedder(self.name)
         except RplaError as error:
             self._error = error
-        except RuntimeError as error:
-            # Python imports nothing more once the process ends; what is not done is done at the next start.
-            if "shutdown" not in str(error):
-                raise
-            self._error = RplaError("The embedder was not loaded: the process ends.")
+        except Exception as error:  # noqa: BLE001 - a broken package may raise anything; words serve without it
+            self._error = RplaError(
+                f"The embedder could not be loaded: {type(error).__name__}: {error}", "Reinstall rpla[local]."
+            )
 
 
 def open_embedder(name: str) -> Embedder:

@@ -1,6 +1,5 @@
 """What one character remembers of one user, as the open branch sees it: by relevance, recency and importance."""
 
-import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,10 @@ from rpla.memory.index import Entry, Match, MemoryIndex
 from rpla.memory.memories import Memory, Recalled
 from rpla.memory.store import MemoryStore, Row, now
 
-_log = logging.getLogger(__name__)
 _DAY_S = 86_400.0
+_LOOKED_FOR_S = 0.05
+_EMBEDDED_AT_ONCE = 16
+"""So many, and then whoever speaks meanwhile has a turn at the embedder."""
 _FETCHED = 48
 """How many are looked at first; more where too many of them may not be recalled."""
 
@@ -56,6 +57,7 @@ class EpisodicMemory:
         self._index = MemoryIndex()
         self._memories: dict[int, Memory] = {}
         self._nums: dict[str, int] = {}
+        self._branches: dict[str, tuple[str | None, frozenset[str]]] = {}
         self._indexed_with = ""
         self._revision: tuple[int, int] | None = None
         self._data_version = -1
@@ -63,15 +65,15 @@ class EpisodicMemory:
     @property
     def embedder_missing(self) -> bool:
         """Whether memories will have vectors that cannot be made yet."""
-        return self.embedder is not None and self.embedder.ready is None
+        return self.embedder is not None and self.embedder.loading
 
-    def load_embedder(self) -> None:
-        """Load the embedder if it is not there yet; where it cannot be loaded, words alone serve."""
+    def load_embedder(self, stop: threading.Event | None = None) -> None:
+        """Load the embedder if it is not there yet; where it cannot be loaded, words alone serve. `stop` ends it."""
         if self.embedder is not None:
-            try:
-                self.embedder.wait()
-            except RplaError as error:
-                _log.info("%s", error)
+            self.embedder.start()
+            stop = stop or threading.Event()
+            while self.embedder.loading and not stop.wait(_LOOKED_FOR_S):
+                pass
 
     # Recalling
 
@@ -165,7 +167,8 @@ class EpisodicMemory:
         embedder = self.embedder.ready if self.embedder is not None else None
         if vectors is None and embedder is not None and memories:
             vectors = list(embedder([memory.text for memory in memories]))
-        with self._lock:
+        # In one transaction with the look at what others wrote: what comes in between would be missed for good.
+        with self.transaction():
             self._refresh()
             rows = self.store.add(
                 memories, vectors, embedder=embedder.name if embedder is not None else "", remembered=remembered
@@ -193,7 +196,9 @@ class EpisodicMemory:
 
     def change(self, id: str, **fields: object) -> Memory:
         """Change a memory: text, importance, pinned, renewed, mentions, superseded_by."""
-        with self._lock:
+        text = fields.get("text")
+        vector = self._embed_now(text) if isinstance(text, str) else None
+        with self.transaction():
             self._refresh()
             self._require_own([id])
             changed = self.store.change(id, **fields)
@@ -201,9 +206,8 @@ class EpisodicMemory:
             self._memories[num] = changed
             if "text" in fields:
                 self._index.remove([num])
-                vector = self._embed_now(changed.text)
                 if vector is not None and self.embedder is not None and self.embedder.ready is not None:
-                    self.store.set_vectors([num], [vector], self.embedder.ready.name)
+                    self.store.set_vectors([Row(num, changed)], [vector], self.embedder.ready.name)
                 self._index.add([_entry(Row(num, changed, vector))])
             self._revision = self.store.revision(self.user, self.character)
         return changed
@@ -214,27 +218,32 @@ class EpisodicMemory:
         Raises RplaError where one is not a memory of this user and character; then none is taken.
         """
         ids = list(ids)
-        with self._lock:
+        with self.transaction():
             self._refresh()
             self._require_own(ids)
             gone = self.store.forget(ids)
             self._revision = None
         return gone
 
-    def embed_missing(self) -> int:
-        """Make the vectors that are not there yet, or are another embedder's; how many were made."""
+    def embed_missing(self, stop: threading.Event | None = None) -> int:
+        """Make the vectors that are not there yet, or are another embedder's; how many were made before `stop`."""
         embedder = self.embedder.ready if self.embedder is not None else None
         if embedder is None:
             return 0
         missing = [
             row for row in self.store.rows(self.user, self.character, embedder=embedder.name) if row.vector is None
         ]
-        if missing:
-            vectors = list(embedder([row.memory.text for row in missing]))
-            self.store.set_vectors([row.num for row in missing], vectors, embedder.name)
+        made = 0
+        for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
+            if stop is not None and stop.is_set():
+                break
+            rows = missing[start : start + _EMBEDDED_AT_ONCE]
+            self.store.set_vectors(rows, list(embedder([row.memory.text for row in rows])), embedder.name)
+            made += len(rows)
+        if made:
             with self._lock:
                 self._revision = None
-        return len(missing)
+        return made
 
     # How it is kept up
 
@@ -256,6 +265,13 @@ class EpisodicMemory:
         newest = max(self._memories, default=0)
         self._take(self.store.rows(self.user, self.character, after=newest, embedder=name))
         self._revision, self._indexed_with, self._data_version = revision, name, data_version
+
+    def _open_turns(self, chat: str) -> frozenset[str]:
+        """Turns on another chat's open branch; kept while it ends in the same turn."""
+        head = self._log.open_head(chat)
+        if (known := self._branches.get(chat)) is None or known[0] != head:
+            known = self._branches[chat] = (head, self._log.open_turns(chat) if head is not None else frozenset())
+        return known[1]
 
     def _take(self, rows: Sequence[Row]) -> None:
         self._index.add([_entry(row) for row in rows])
@@ -306,7 +322,7 @@ class _Sight:
             return True
         if memory.chat not in self._branches:
             across = of._settings.across_chats
-            self._branches[memory.chat] = of._log.open_turns(memory.chat) if across else frozenset()
+            self._branches[memory.chat] = of._open_turns(memory.chat) if across else frozenset()
         return memory.turn in self._branches[memory.chat]
 
 

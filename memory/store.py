@@ -181,14 +181,22 @@ class MemoryStore:
             self._revise([(changed.user, changed.character)])
         return changed
 
-    def set_vectors(self, nums: Sequence[int], vectors: Sequence[Vectors], embedder: str) -> None:
-        """Keep vectors that were made later, or by another embedder."""
+    def set_vectors(self, rows: Sequence[Row], vectors: Sequence[Vectors], embedder: str) -> None:
+        """Keep vectors that were made later, or by another embedder; not of what was edited meanwhile."""
         with self._database.writing() as db:
             number = self._embedder(embedder)
             db.executemany(
-                "UPDATE memories SET vector = ?, embedder = ? WHERE num = ?",
-                [(_packed(vector), number, num) for num, vector in zip(nums, vectors, strict=True)],
+                "UPDATE memories SET vector = ?, embedder = ? WHERE num = ? AND text = ?",
+                [
+                    (_packed(vector), number, row.num, row.memory.text)
+                    for row, vector in zip(rows, vectors, strict=True)
+                ],
             )
+
+    def unmark(self) -> None:
+        """Have every chat gone through anew: its turns have other numbers after the log was restored."""
+        with self._database.writing() as db:
+            db.execute("DELETE FROM remembered")
 
     def forget(self, ids: Iterable[str]) -> list[str]:
         """Take memories away for good, and the insights that then stand on fewer than two episodes; the ids gone.
@@ -348,6 +356,14 @@ class MemoryStore:
             return db.execute(
                 "SELECT lower(hex(user)), lower(hex(character)), count(*) FROM memories GROUP BY user, character"
             ).fetchall()
+
+    def turns_remembered(self, chat: str) -> frozenset[str]:
+        """Turns of a chat that left a memory."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT DISTINCT lower(hex(turn)) FROM memories WHERE chat = ? AND turn IS NOT NULL", (id_bytes(chat),)
+            ).fetchall()
+        return frozenset(turn for (turn,) in rows)
 
     def from_turns(self, chat: str, turns: Sequence[str] | None = None) -> list[str]:
         """Ids of the memories that come from a chat, or from these turns of it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from rpla.core.errors import RplaError
@@ -59,7 +60,7 @@ async def _run(step: Step) -> None:
         await step()
     except RplaError as error:
         _log.warning("%s", error)
-    except RuntimeError as error:
-        # The process ends, and no thread can be started any more: it is done at the next start.
-        if "shutdown" not in str(error):
-            raise
+    except Exception:  # noqa: BLE001 - told, and the steps after it go on
+        # At the end of the process no thread can be started: that is no fault.
+        if not sys.is_finalizing():
+            _log.exception("Work in the background failed; it is tried again after the next turn.")

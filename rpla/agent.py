@@ -205,7 +205,8 @@ class Agent:
         """Wait for work in the background: remembering, summaries, reflection. What is not waited for is done at the
         next start.
         """
-        run_sync(self.chat.settled())
+        if self._chat is not None:
+            run_sync(self._chat.settled())
 
     def close(self) -> None:
         """Close the chat log and the memory. Work in the background that is cut off is done at the next start."""
@@ -227,6 +228,8 @@ class Agent:
         return id_of("user", self.user)
 
     def _opened(self, info: ChatInfo) -> Chat:
+        if self._chat is not None:
+            self._chat.close()  # what it was doing is done when it is opened again
         return Chat(
             self._log,
             info,

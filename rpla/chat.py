@@ -136,8 +136,9 @@ class Chat(ChatTree):
 
     async def leave(self) -> None:
         """Stop work in the background. What is cut off is done at the next start; nothing is lost."""
+        self.mind.pause()
         await self._afterwards.make_way()
-        await asyncio.to_thread(self.mind.leave, self._log, self.id)
+        await self.mind.leave(self._log, self.id)
 
     def close(self) -> None:
         """Cut work in the background off, without waiting for it."""
@@ -180,6 +181,7 @@ class Chat(ChatTree):
 
     async def _ready(self) -> _Layout:
         """Load the model and lay out what never changes in this chat."""
+        self.mind.pause()
         await self._afterwards.make_way()
         while (layout := self._layout) is None:
             load = getattr(self.model, "load", None)
@@ -339,15 +341,14 @@ class Chat(ChatTree):
     def _start_afterwards(self, layout: _Layout) -> None:
         prefills = self._settings.chat.prefill and capabilities_of(self.model).prefill and layout is self._layout
         first = partial(self._prefill, layout) if prefills else None
-        self._afterwards.start(first, [self._learn, self._remember, partial(self._sum_up, layout), self._reflect])
+        self.mind.resume()
+        self._afterwards.start(
+            first, [self.mind.learn_notes, self._remember, partial(self._sum_up, layout), self._reflect]
+        )
 
     async def _prefill(self, layout: _Layout) -> None:
         model: Any = self.model
         await model.prefill(layout.builder.stable_messages(layout.history), self.id)
-
-    async def _learn(self) -> None:
-        if await asyncio.to_thread(self.mind.learn_notes):
-            self._layout = None
 
     async def _remember(self) -> None:
         await self.mind.remember(self._log, self.id, self.model, self._thinking)

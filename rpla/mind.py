@@ -2,7 +2,11 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 
@@ -32,6 +36,9 @@ _MEMORIES_SHARE, _PASSAGES_SHARE = 10, 6
 """Of a small context's room, memories and passages take no more than one part in so many."""
 _NOTES = "notes.md"
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +59,9 @@ class Mind:
         self.memory, self.knowledge = memory, knowledge
         self._character, self._alignment, self._settings, self._notes = character, alignment, settings, notes
         self._caught_up = self._learnt = False
+        # One thread of its own: work that takes long must not keep the threads busy that turns are saved by.
+        self._hands = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rpla-mind")
+        self._stop = threading.Event()
 
     def room(self, room: int) -> int:
         """Tokens that memories and passages may take, of a context with so much room."""
@@ -78,26 +88,36 @@ class Mind:
         summaries = summaries_on(self.memory.store, branch) if self.memory is not None else ()
         return History.load(room, [message_of(turn) for turn in branch], count_tokens, summaries)
 
-    def learn_notes(self) -> bool:
-        """Take in the notes that come with the character, and make vectors that are missing; whether they are new."""
-        if self.knowledge is None or self._learnt or not self._notes.strip():
-            return False
-        embedder = self.knowledge.embedder
+    def resume(self) -> None:
+        """Let work in the background begin."""
+        self._stop.clear()
+
+    def pause(self) -> None:
+        """Have work in the background end at the next turn, or the next few vectors."""
+        self._stop.set()
+
+    async def learn_notes(self) -> None:
+        """Take in the notes that come with the character, and make vectors that are missing."""
+        if self.knowledge is not None and not self._learnt and self._notes.strip():
+            await self._aside(self._learn, self.knowledge)
+
+    def _learn(self, knowledge: Knowledge) -> None:
+        if self._stop.is_set():
+            return
         try:
-            report = self.knowledge.add_text(self._character.id, _NOTES, self._notes)
-            if embedder is None or embedder.ready is not None:
-                self.knowledge.embed_missing(self._character.id)
+            knowledge.add_text(self._character.id, _NOTES, self._notes)
+            if knowledge.embedder is None or knowledge.embedder.ready is not None:
+                knowledge.embed_missing(self._character.id)
                 self._learnt = True
         except MissingExtra as error:
             _log.info("%s", error)
-            return False
-        return bool(report.added or report.changed)
+            self._learnt = True
 
     async def remember(self, log: ChatLog, chat: str, model: BaseChatModel, options: Options) -> None:
         """Go through what was said since the last time, in this chat and in those that were cut off."""
         if self.memory is None or not self._settings.memory.remember:
             return
-        kept = await asyncio.to_thread(self._remember, self.memory, log, chat)
+        kept = await self._aside(self._remember, self.memory, log, chat)
         if self._settings.memory.importance_by == "model":
             await rate(self.memory, model, kept, options)
 
@@ -131,13 +151,16 @@ class Mind:
                 threshold=threshold,
             )
 
-    def leave(self, log: ChatLog, chat: str) -> None:
-        """Remember what can be remembered at once; where the embedder is not there, the next start does it."""
+    async def leave(self, log: ChatLog, chat: str) -> None:
+        """Remember what can be remembered at once; where the embedder is still loading, the next start does it."""
+        self.pause()
         if self.memory is not None and self._settings.memory.remember and not self.memory.embedder_missing:
-            remember(self.memory, log, chat)
+            await self._aside(remember, self.memory, log, chat)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; work in the background ends at the next turn."""
+        self.pause()
+        self._hands.shutdown(wait=False, cancel_futures=True)
         if self.memory is not None:
             self.memory.store.close()
         if self.knowledge is not None:
@@ -153,20 +176,28 @@ class Mind:
         return self.memory
 
     def _remember(self, memory: EpisodicMemory, log: ChatLog, chat: str) -> list[Memory]:
-        memory.load_embedder()
+        if self._stop.is_set():
+            return []
+        memory.load_embedder(self._stop)
+        if self._stop.is_set():
+            return []
         if self._caught_up:
-            return remember(memory, log, chat)
-        memory.embed_missing()
+            return remember(memory, log, chat, self._stop)
+        memory.all()  # the index is made here, and not when the user waits
+        memory.embed_missing(self._stop)
         kept: list[Memory] = []
         for info in log.chats(user=memory.user, character=memory.character):
-            kept += remember(memory, log, info.id)
-        self._caught_up = True
+            kept += remember(memory, log, info.id, self._stop)
+        self._caught_up = not self._stop.is_set()
         return kept
+
+    async def _aside(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._hands, partial(work, *arguments, **named))
 
     def _memories_room(self, room: int) -> int:
         return min(self._settings.memory.tokens, room // _MEMORIES_SHARE) if self.memory is not None else 0
 
     def _passages_room(self, room: int) -> int:
-        if self.knowledge is None or not self.knowledge.sources(self._character.id):
+        if self.knowledge is None:
             return 0
         return min(self._settings.knowledge.tokens, room // _PASSAGES_SHARE)

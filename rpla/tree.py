@@ -99,7 +99,10 @@ class ChatTree:
             raise RplaError("An edited turn needs some text.", "To leave a turn out, rewind before it.")
         self._require_rest()
         place = self._place(turn)
-        following = [(later.role, later.text, _lasting(later)) for later in self._branch[place + 1 :]]
+        following = [
+            (later.role, later.text, {**_lasting(later), "same": later.meta.get("same", later.id)})
+            for later in self._branch[place + 1 :]
+        ]
         said = self._log.append_all(
             self.id, turn.parent, [(turn.role, text, {**_lasting(turn), "edited": turn.id}), *following]
         )

@@ -183,7 +183,7 @@ def test_missing_vectors_are_made(home: Home, log: ChatLog, store: MemoryStore) 
 
 def test_vectors_of_another_embedder_are_made_anew(home: Home, store: MemoryStore) -> None:
     [row] = store.add([memory_of("They sail")])
-    store.set_vectors([row.num], [lazy_embedder("hashing").wait()(["x"])[0]], "another-256")  # type: ignore[union-attr]
+    store.set_vectors([row], [lazy_embedder("hashing").wait()(["x"])[0]], "another-256")  # type: ignore[union-attr]
     assert of_kind(home, "vectors", HASHES)[0].ids == (row.memory.id,)
     mend_memory(home, HASHES)
     assert store.embedders(ME, ADA) == {"hashing-256": 1}

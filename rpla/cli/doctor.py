@@ -1,5 +1,6 @@
 """`rpla doctor`: what is well, what is not, and mending the chat log."""
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,12 +23,17 @@ def doctor(
     from rpla.core.doctor import examine
     from rpla.core.home import find_home
     from rpla.core.snapshot import restore
+    from rpla.memory.store import MemoryStore
 
     home = find_home()
     findings = [*examine(home), _memory(home)]
     if mend:
         if any(finding.mendable for finding in findings):
             _tell(restore(home))
+            if home.memory.exists():
+                # The log's turns have other numbers now; what was remembered of them is kept, and the rest made up for.
+                with contextlib.closing(MemoryStore(home.memory)) as store:
+                    store.unmark()
             findings = [*examine(home), _memory(home)]
         else:
             say("There is nothing to mend in the chat log.")

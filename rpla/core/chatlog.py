@@ -335,16 +335,29 @@ class ChatLog:
         return [_turn(row) for row in rows]
 
     def open_turns(self, chat: str) -> frozenset[str]:
-        """Ids of the turns on a chat's open branch; none for a chat that is put away, or not there."""
+        """Ids of the turns on a chat's open branch, and of those that are said again on it after an edit.
+
+        None for a chat that is put away, or not there.
+        """
         with self._database.reading() as db:
             rows = db.execute(
                 "WITH RECURSIVE branch(num) AS ("
                 "  SELECT head FROM chats WHERE id = ? AND deleted IS NULL AND head IS NOT NULL"
                 "  UNION ALL SELECT t.parent FROM turns t JOIN branch b ON t.num = b.num WHERE t.parent IS NOT NULL"
-                ") SELECT lower(hex(t.id)) FROM branch b JOIN turns t ON t.num = b.num",
+                ") SELECT lower(hex(t.id)), json_extract(t.meta, '$.same') FROM branch b JOIN turns t ON t.num = b.num",
                 (id_bytes(chat),),
             ).fetchall()
-        return frozenset(id for (id,) in rows)
+        return frozenset(id for row in rows for id in row if id)
+
+    def open_head(self, chat: str) -> str | None:
+        """The last turn of a chat's open branch; None for a chat that is put away, empty, or not there."""
+        with self._database.reading() as db:
+            row = db.execute(
+                "SELECT lower(hex(t.id)) FROM chats c JOIN turns t ON t.num = c.head "
+                "WHERE c.id = ? AND c.deleted IS NULL",
+                (id_bytes(chat),),
+            ).fetchone()
+        return row[0] if row else None
 
     def turns_after(self, chat: str, num: int) -> list[tuple[int, Turn]]:
         """A chat's turns from the number `num` on, all branches, in the order they were added, with their numbers."""

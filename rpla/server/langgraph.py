@@ -47,7 +47,7 @@ async def answer(state: ServedState, runtime: Runtime[ServedContext]) -> dict[st
                     runtime.stream_writer({"type": type(event).__name__, "text": text})
                 case TurnCommitted(turn):
                     reply = turn.text
-        await agent.chat.settled()
+        await agent.chat.leave()
         return {"messages": [AIMessage(reply)], "chat": agent.chat.id}
     finally:
         await asyncio.to_thread(agent.close)
