@@ -13,7 +13,9 @@ _DEFAULT_CHARACTER = "ada-lovelace"
 def chat(
     character: Annotated[str, typer.Argument(help="Who to talk with; `rpla characters list` shows them.")] = "",
     model: Annotated[str | None, typer.Option(help="auto, llamacpp:NAME, hf:FOLDER, openai:NAME.")] = None,
-    alignment: Annotated[str | None, typer.Option(help="none, bare, icl, icl-few, icl-few-bm25, rag, card+rag, full.")] = None,
+    alignment: Annotated[
+        str | None, typer.Option(help="none, bare, icl, icl-few, icl-few-bm25, rag, card+rag, full.")
+    ] = None,
     user: Annotated[str | None, typer.Option(help="Whose chats these are.")] = None,
     persona: Annotated[str | None, typer.Option(help="The name characters call you by.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Begin a new chat instead of going on with the last.")] = False,

@@ -52,9 +52,7 @@ class ChatSettings(_Area):
 class MemorySettings(_Area):
     """What characters remember of conversations."""
 
-    remember: bool = Field(
-        True, description="remember what is said; switched on later, it makes up for it"
-    )
+    remember: bool = Field(True, description="remember what is said; switched on later, it makes up for it")
     embedder: str = Field("minilm", min_length=1, description="minilm, words (none), hashing, or a model folder")
     recalled: int = Field(8, ge=0, le=64, description="most memories in one prompt")
     tokens: int = Field(400, ge=0, description="most tokens of memories in one prompt")
