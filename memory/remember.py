@@ -16,6 +16,8 @@ from rpla.memory.memories import Memory
 from rpla.memory.remembering import viewpoint_at
 from rpla.memory.words import words_of
 
+_OWN_WORDS = 0.5
+"""What the character said of itself matters half as much: a model may have made it up."""
 _SAME = 0.75
 """Cosine from which a memory without a new word in it says the same as an older one."""
 QUOTED = 2
@@ -112,7 +114,7 @@ def _taken(memory: EpisodicMemory, said: Said, turn: Turn, branch: Sequence[Turn
             turn=turn.id,
             created=turn.created,
             renewed=turn.created,
-            importance=_importance(fact, words),
+            importance=_importance(fact, words) * (1 if said.by_user else _OWN_WORDS),
         )
     ]
 
