@@ -81,4 +81,4 @@ def test_readme_lists_exactly_the_presets() -> None:
     from rpla import PRESETS
 
     table = (ROOT / "README.md").read_text("utf-8").partition("| alignment |")[2].partition("\n\n")[0]
-    assert re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE) == list(PRESETS)
+    assert re.findall(r"^\| `([\w+-]+)`", table, re.MULTILINE) == list(PRESETS)
