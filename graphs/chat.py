@@ -84,6 +84,8 @@ async def recall(state: ChatState, runtime: Runtime[ChatContext]) -> ChatState:
     recalled: list[Section] = []
     for recaller in runtime.context.recallers:
         recalled += await recaller(runtime.context.moment)
+        for notice in getattr(recaller, "take_notices", list)():
+            runtime.stream_writer(Notice(notice))
     return {"recalled": recalled}
 
 

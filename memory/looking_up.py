@@ -34,6 +34,10 @@ class PassageRecaller:
         """What is found, in the section's budget of tokens; nothing where nothing fits."""
         return await asyncio.to_thread(self._recall, moment)
 
+    def take_notices(self) -> list[str]:
+        """What is wrong with what is searched, each once."""
+        return self._knowledge.take_notices()
+
     def _recall(self, moment: Moment) -> list[Section]:
         if not (asked := query_of(moment).strip()):
             return []

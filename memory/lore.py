@@ -26,6 +26,7 @@ class LoreRecaller:
     def __init__(self, lore: Lore, macros: Macros, count_tokens: Callable[[str], int]) -> None:
         self._budget, self._macros, self._count = lore.token_budget, macros, count_tokens
         self._contents: dict[int, str] = {}
+        self._told: set[str] = set()
         self._sizes: dict[str, int] = {}
         self._keys = Keys()
         names = replace(macros, char=re.escape(macros.char), user=re.escape(macros.user))
@@ -45,6 +46,12 @@ class LoreRecaller:
     def notices(self) -> list[str]:
         """Which of the book's patterns are not run, and why."""
         return list(self._keys.notices)
+
+    def take_notices(self) -> list[str]:
+        """The notices that were not taken yet."""
+        new = [notice for notice in self.notices if notice not in self._told]
+        self._told.update(new)
+        return new
 
     async def __call__(self, moment: Moment) -> list[Section]:
         """One section with the entries that come to mind, within the book's budget."""

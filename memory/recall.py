@@ -28,7 +28,11 @@ class Moment:
 
 
 class Recaller(Protocol):
-    """A source of what is recalled: lore, passages, episodes."""
+    """A source of what is recalled: lore, passages, episodes.
+
+    One with something to tell the user (a pattern that is not run, an index that is damaged) has ``take_notices()``,
+    which gives each notice once.
+    """
 
     async def __call__(self, moment: Moment) -> list[Section]:
         """Sections for the end of the prompt; an empty list where nothing comes to mind."""

@@ -72,9 +72,11 @@ def main() -> None:
 def _tried(name: str, measure: Callable[[], dict[str, object]]) -> dict[str, object]:
     print(f"{name} …", file=sys.stderr, flush=True)
     try:
-        return measure()
+        figures = measure()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what became of this peer
-        return {"failed": f"{type(error).__name__}: {error}"}
+        figures = {"failed": f"{type(error).__name__}: {error}"}
+    print(json.dumps(figures), file=sys.stderr, flush=True)  # whoever stops the run keeps what there is
+    return figures
 
 
 def _locomo_at_hand(file: Path, embedder: Embedder) -> AtHand:

@@ -238,7 +238,9 @@ class _Embedding(BaseEmbedding):
 
 
 def _index(embed: Embed) -> dict[str, object]:
-    return {"dims": DIMENSIONS, "embed": lambda texts: embed(texts).tolist(), "fields": ["text"]}
+    # SqliteStore 3.1.2 is documented to read `fields`, and reads `text_fields`: else it embeds the value's JSON.
+    fields = {"fields": ["text"], "text_fields": ["text"]}
+    return {"dims": DIMENSIONS, "embed": lambda texts: embed(texts).tolist(), **fields}
 
 
 def _collection(folder: Path) -> chromadb.Collection:
