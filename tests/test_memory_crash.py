@@ -1,5 +1,6 @@
 """Processes that talk and remember are killed at any moment; nothing is lost, and nothing is remembered twice."""
 
+import contextlib
 import json
 import os
 import random
@@ -123,7 +124,8 @@ class Nursery:
         while round % 5 and {"alive": True} not in heard:
             heard.append(self.hear())
         time.sleep(life_s)
-        os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it came to its end before
+            os.kill(child, signal.SIGKILL)
         while "dead" not in (said := self.hear()):
             heard.append(said)
         assert said["dead"] in (signal.SIGKILL, 0)
